@@ -9,6 +9,7 @@ and succeeds.
 from __future__ import annotations
 
 import errno
+import functools
 from collections import Counter
 from pathlib import Path
 
@@ -19,8 +20,12 @@ _NODE_DIR = Path("/sys/devices/system/node")
 _NO_NUMA = (errno.ENOSYS, errno.EPERM)
 
 
+@functools.cache
 def nodes() -> tuple[int, ...]:
-    """Return the NUMA nodes that have memory, ascending; ``(0,)`` where the kernel has no NUMA."""
+    """Return the NUMA nodes that have memory, ascending; ``(0,)`` where the kernel has no NUMA.
+
+    Read once: memory that is plugged in later is not seen.
+    """
     for name in ("has_memory", "online"):
         try:
             found = _node_list((_NODE_DIR / name).read_text(encoding="ascii"))
