@@ -10,7 +10,7 @@ that was handed out; and two free buddies never lie side by side unmerged.
 """
 
 import cython
-from cython.cimports.libc.stdint import int32_t, uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.pagepool._core.atomic import pp_current_node, pp_load64, pp_lock, pp_store64, pp_unlock
 

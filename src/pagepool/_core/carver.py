@@ -18,7 +18,6 @@ from cython.cimports.cpython.ref import Py_DECREF, Py_INCREF
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import (
     NO_PAGE,
-    PG_DETACHED,
     PG_FRESH,
     PG_HANDLE,
     PG_LENT,

@@ -30,7 +30,6 @@ from cython.cimports.pagepool._core.arena import (
     PG_HANDLE,
     PG_LENT,
     PG_MAPPED,
-    PG_REF_SHIFT,
     PG_RINGED,
     Arena,
     pg_slot,
@@ -49,7 +48,7 @@ from cython.cimports.pagepool._core.atomic import (
 )
 from cython.cimports.pagepool._core.carver import FRAG_ALIGN
 from cython.cimports.pagepool._core.dma_map import MAP_PAGE, DmaMap
-from cython.cimports.pagepool._core.page import KIND_FOREIGN, KIND_HOLDER, Page
+from cython.cimports.pagepool._core.page import KIND_HOLDER, Page
 from cython.cimports.pagepool._core.tiers import (
     LEFT_CLOSED,
     LEFT_DETACHED,
@@ -66,8 +65,6 @@ from pagepool._core.params import PPFlag, make_params
 from pagepool._core.ptr_ring import PtrRing
 from pagepool._core.stats import Holder, PoolStats
 from pagepool.errors import (
-    DeadPageError,
-    DoublePutError,
     ForeignPageError,
     NotMappedError,
     PageLeakWarning,
