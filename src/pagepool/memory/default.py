@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 
+from pagepool._core.page_pool import set_allocator_factory
 from pagepool.memory import fork
 from pagepool.memory.kinds import MemoryKind
 from pagepool.memory.page_allocator import PageAllocator
@@ -34,13 +35,14 @@ class _Defaults:
 _defaults = _Defaults()
 
 
-def default_allocator(kind: MemoryKind | str = MemoryKind.ANONYMOUS) -> PageAllocator:
+def default_allocator(kind: MemoryKind | str | None = None) -> PageAllocator:
     """Return the process-wide page allocator of a kind; every pool that names no other shares it.
 
     Parameters
     ----------
-    kind : MemoryKind or str
-        What its slabs are made of, as far as it can be had (`PageAllocator.describe` says what it is).
+    kind : MemoryKind or str, optional
+        What its slabs are made of, as far as it can be had (see `PageAllocator.describe`); by default
+        anonymous memory.
 
     Notes
     -----
@@ -49,4 +51,7 @@ def default_allocator(kind: MemoryKind | str = MemoryKind.ANONYMOUS) -> PageAllo
 
     Context: any thread.
     """
-    return _defaults.get(MemoryKind(kind))
+    return _defaults.get(MemoryKind.ANONYMOUS if kind is None else MemoryKind(kind))
+
+
+set_allocator_factory(default_allocator)  # what PagePool(memory=None) and PagePool(memory="thp") mean

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from enum import StrEnum
+from typing import NoReturn
 
 from pagepool.errors import DeviceError
 from pagepool.memory import huge_pages
@@ -35,6 +36,10 @@ class MemoryKind(StrEnum):
     HUGETLB = "hugetlb"
     MEMFD = "memfd"
     MEMFD_HUGETLB = "memfd_hugetlb"
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"there is no memory kind {value!r}; kinds: {', '.join(cls)}")
 
     @property
     def is_shared(self) -> bool:
