@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def allocator() -> Iterator[PageAllocator]:
         yield allocator
 
 
-def pool_on(device: object, allocator: PageAllocator, **fields: object) -> PagePool:
+def pool_on(device: object, allocator: PageAllocator, **fields: Any) -> PagePool:
     fields = {"flags": PPFlag.DMA_MAP, "dma_dir": DmaDir.FROM_DEVICE, **fields}
     return PagePool(dev=device, memory=allocator, **fields)
 

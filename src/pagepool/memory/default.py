@@ -35,14 +35,13 @@ class _Defaults:
 _defaults = _Defaults()
 
 
-def default_allocator(kind: MemoryKind | str | None = None) -> PageAllocator:
+def default_allocator(kind: MemoryKind | str = MemoryKind.ANONYMOUS) -> PageAllocator:
     """Return the process-wide page allocator of a kind; every pool that names no other shares it.
 
     Parameters
     ----------
-    kind : MemoryKind or str, optional
-        What its slabs are made of, as far as it can be had (see `PageAllocator.describe`); by default
-        anonymous memory.
+    kind : MemoryKind or str
+        What its slabs are made of, as far as it can be had (`PageAllocator.describe` says what it is).
 
     Notes
     -----
@@ -51,7 +50,13 @@ def default_allocator(kind: MemoryKind | str | None = None) -> PageAllocator:
 
     Context: any thread.
     """
-    return _defaults.get(MemoryKind.ANONYMOUS if kind is None else MemoryKind(kind))
+    return _defaults.get(MemoryKind(kind))
 
 
-set_allocator_factory(default_allocator)  # what PagePool(memory=None) and PagePool(memory="thp") mean
+def allocator_for(memory: MemoryKind | str | None) -> PageAllocator:
+    """Return the allocator that a pool's ``memory=`` means: a kind by name, or ``None`` for anonymous memory."""
+    return default_allocator(MemoryKind.ANONYMOUS if memory is None else memory)
+
+
+# The pool may not import this room, so this room says what a name means.
+set_allocator_factory(allocator_for)
