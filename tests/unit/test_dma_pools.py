@@ -75,9 +75,7 @@ def test_a_page_is_mapped_when_it_enters_and_unmapped_when_it_leaves(allocator: 
         ),
     ],
 )
-def test_a_recycled_page_is_synced_for_the_device(
-    allocator: PageAllocator, granularity: MapGranularity
-) -> None:
+def test_a_recycled_page_is_synced_for_the_device(allocator: PageAllocator, granularity: MapGranularity) -> None:
     device = Tracer(HostDevice(granularity=granularity, needs_sync=True))
     with pool_on(device, allocator, flags=MAP_AND_SYNC, max_len=2048, offset=256) as pool:
         page = pool.alloc_pages()

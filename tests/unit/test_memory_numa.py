@@ -71,9 +71,7 @@ def test_pages_move_to_a_node_and_absent_pages_have_none() -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
 @pytest.mark.parametrize("nodes", [(0,), (0, 1)])
-def test_a_kernel_that_will_not_say(
-    number: int, nodes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_will_not_say(number: int, nodes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> int:
         raise OSError(number, "no")
 

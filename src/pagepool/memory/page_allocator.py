@@ -260,11 +260,10 @@ class PageAllocator:
 
     @property
     def fd(self) -> int | None:
-        """File descriptor of the memory file, for other processes; ``None`` for private kinds and after
-        `close`.
+        """File descriptor of the memory file; ``None`` for private kinds and after `close`.
 
-        Byte ``id << 12`` of the file is page `id`. The allocator owns the descriptor: duplicate it to keep
-        it.
+        For other processes: byte ``id << 12`` of the file is page `id`. The allocator owns the descriptor:
+        duplicate it to keep it.
         """
         file = self._slabs.source.file
         return None if file is None or file.closed else file.fd
