@@ -13,7 +13,6 @@ import pytest
 from pagepool import PagePool, PPFlag
 from pagepool._core.params import SLAB_SIZE
 from pagepool.dma import Counting, DmaDir, DmaOp, FaultInjector, HostDevice, MapGranularity, Tracer
-from pagepool.errors import NotMappedError
 from pagepool.memory import PageAllocator
 
 MAP_AND_SYNC = PPFlag.DMA_MAP | PPFlag.DMA_SYNC_DEV
@@ -67,12 +66,7 @@ def test_a_page_is_mapped_when_it_enters_and_unmapped_when_it_leaves(allocator: 
     [
         MapGranularity.ARENA,
         MapGranularity.SLAB,
-        pytest.param(
-            MapGranularity.PAGE,
-            marks=pytest.mark.xfail(
-                raises=NotMappedError, strict=True, reason="a fresh page is synced before it counts as mapped"
-            ),
-        ),
+        MapGranularity.PAGE,
     ],
 )
 def test_a_recycled_page_is_synced_for_the_device(allocator: PageAllocator, granularity: MapGranularity) -> None:
