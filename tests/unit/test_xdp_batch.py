@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from xdp_doubles import RecordingQueue
 
 import pagepool as pp
+from pagepool.dma.host import HostDevice
+from pagepool.errors import NotMappedError
+from pagepool.memory import PageAllocator
 from pagepool.xdp import DeadBatchError, XdpAction, XdpBatch, XdpFrame, per_frame
 
 
@@ -194,13 +197,18 @@ def test_a_dying_batch_completes(queue: RecordingQueue, pool: Any) -> None:
 
 
 def test_a_view_outlives_its_batch_and_pool(pool: Any) -> None:
-    own = pp.PagePool()
+    memory = PageAllocator(size_bytes=16 << 20)
+    own = pp.PagePool(memory=memory)
     queue = RecordingQueue(own)
     batch = queue.batch(frames(2))
     row, view = batch.headers(14)[1], batch.frame(1)
     batch.complete()
     own.close()
     del batch, queue, own
+    gc.collect()
+    memory.shrink()
+    memory.close()
+    del memory
     gc.collect()
     assert row[0] in range(256)
     assert view[0] in range(256)
@@ -247,8 +255,14 @@ def test_adjust_head_and_tail(queue: RecordingQueue) -> None:
 
 
 def test_dma_addr_is_of_the_first_byte(queue: RecordingQueue) -> None:
-    with queue.batch(frames(2), offsets=[0, 256]) as batch:
-        expected = [queue.pool.dma_addr(int(i)) + o for i, o in zip(batch.ids, (0, 256), strict=True)]
+    with queue.batch(frames(1)) as batch, pytest.raises(NotMappedError):
+        _ = batch.dma_addr
+    flags = pp.PPFlag.DMA_MAP
+    with (
+        pp.PagePool(flags=flags, dev=HostDevice()) as mapped,
+        RecordingQueue(mapped).batch(frames(2), [0, 256]) as batch,
+    ):
+        expected = [mapped.dma_addr(int(i)) + o for i, o in zip(batch.ids, (0, 256), strict=True)]
         assert batch.dma_addr.tolist() == expected
 
 

@@ -40,8 +40,12 @@ class FramePool(Protocol):
     def put_bulk(self, ids: Any, dma_sync_size: int = -1) -> int:
         """Put pages by id; foreign and dead ids are skipped. Return how many were put."""
 
-    def page(self, page_id: int, offset: int = 0, length: int | None = None) -> Any:
-        """Return a `Page` handle that takes over the caller's ownership of `page_id`."""
+    @property
+    def memory(self) -> Any:
+        """PageAllocator : only ``view()`` is used."""
+
+    def page(self, id: int, offset: int = 0, length: int = -1) -> Any:
+        """Return a `Page` handle that takes over the caller's ownership of `id`."""
 
     def dma_addrs(self, ids: Any, out: Any) -> int:
         """Write the ``dma_addr`` of each page to `out`, ``(n,) uint64``; return how many."""

@@ -61,7 +61,7 @@ class FrameMemory:
     Context: any thread.
     """
 
-    __slots__ = ("flat", "page_bytes", "rows")
+    __slots__ = ("_memory", "_window", "flat", "page_bytes", "rows")
 
     flat: U8Array
     rows: U8Array
@@ -70,9 +70,25 @@ class FrameMemory:
     def __init__(self, pool: FramePool) -> None:
         self.flat = np.asarray(_ArenaBytes(pool.arena))
         self.rows = self.flat.reshape(-1, PAGE_SIZE)
+        self._memory = pool.memory
+        self._window: U8Array = np.empty(0, np.uint8)  # opened by the first view that leaves this room
         self.page_bytes = PAGE_SIZE << int(pool.params.order)
 
     def frame(self, page_id: int, offset: int, length: int) -> U8Array:
-        """Return a writable view, ``(length,) uint8``, of part of a page that the caller holds."""
+        """Return a writable view, ``(length,) uint8``, of part of a page that the caller holds.
+
+        Notes
+        -----
+        The view may outlive the page's use: it is a slice of a window of the page allocator, which keeps the
+        slabs under it from being given back to the system. Where the allocator's memory has a hole below the
+        page (after a
+        ``shrink``), no window reaches it and the view keeps the address space only.
+        """
         start = (page_id << 12) + offset
-        return self.flat[start : start + length]
+        end = start + length
+        if end > self._window.size:
+            window = np.frombuffer(self._memory.view(), np.uint8)
+            self._window = window
+            if end > window.size:
+                return self.flat[start:end]
+        return self._window[start:end]

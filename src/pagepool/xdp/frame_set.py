@@ -80,7 +80,13 @@ class FrameSet:
 
     @property
     def dma_addr(self) -> U64Array:
-        """(n,) uint64 : where the device finds each frame's first byte; a new array."""
+        """(n,) uint64 : where the device finds each frame's first byte; a new array.
+
+        Raises
+        ------
+        NotMappedError
+            The pool maps nothing.
+        """
         self.check_alive()
         out = np.empty(len(self.ids), np.uint64)
         self._driver.pool.dma_addrs(self.ids, out)
