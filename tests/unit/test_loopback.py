@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import pagepool as pp
-from pagepool.drivers.capture import PcapngWriter, read_capture
+from pagepool.drivers.capture import CaptureError, PcapngWriter, read_capture
 from pagepool.drivers.loopback import NUMBER_AT, LoopbackNic, LoopbackQueue, UdpFlows
 from pagepool.drivers.loopback.queue import make_pool
 from pagepool.drivers.rx_queue import QueueClosedError
@@ -174,6 +174,40 @@ def test_redirected_frames_survive_their_own_queue() -> None:
         other._flush()
         assert pool.lent == 0
     assert out == frames(5)
+
+
+def test_a_raising_wire_loses_nothing() -> None:
+    def broken(frame: bytes) -> None:
+        raise OSError("cable is out")
+
+    with LoopbackQueue(frames(128), wire=broken) as queue, LoopbackQueue(name="out0", wire=broken) as other:
+        for _ in range(2):
+            batch = queue.poll()
+            assert batch is not None
+            batch.redirect(other, slice(0, 20))
+            batch.tx(slice(20, 40))
+            with pytest.raises(OSError, match="cable"):
+                batch.complete()
+            assert batch.completed
+            assert other.poll() is None
+            queue.pool.check()
+        assert queue.poll() is None
+        assert (queue.xdp_stats.tx, queue.xdp_stats.redirect) == (40, 40)
+        assert queue.pool.lent == posted(queue)
+
+
+def test_a_damaged_capture_gives_its_frames_and_then_its_error(tmp_path: Any) -> None:
+    path = tmp_path / "cut.pcapng"
+    with PcapngWriter(path) as writer:
+        writer.write_frames(frames(10))
+    path.write_bytes(path.read_bytes()[:-5])
+    with LoopbackQueue(path) as queue:
+        seen = []
+        with pytest.raises(CaptureError, match=r"truncated|ends"):
+            queue.run(lambda batch: seen.append(len(batch)))
+        assert seen == [9]
+        assert queue.run(print) == 0
+        assert queue.pool.lent == posted(queue)
 
 
 def test_two_nics_on_one_cable() -> None:

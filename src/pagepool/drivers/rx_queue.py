@@ -242,8 +242,10 @@ class RxQueue(ABC):
                 self._batch = None
             if self._owner not in (0, threading.get_ident()):
                 batch.drop()  # it died in a thread that must not touch the device: its pages go home
-            carry_out(self, batch)
-            self._flush()
+            try:
+                carry_out(self, batch)
+            finally:
+                self._flush()  # also when another queue's driver raised: this one's frames are posted
         finally:
             guard.leave()
 
