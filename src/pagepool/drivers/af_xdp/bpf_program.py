@@ -96,6 +96,15 @@ class XdpProgram(BpfObject):
         self.name = name
         self.frags = frags
 
+    def verdict(self, frame: bytes) -> int:
+        """Run the program once on ``frame`` as if on queue 0, carry nothing out, and return its XDP
+        action.
+        """
+        payload = (ctypes.c_char * len(frame)).from_buffer_copy(frame)
+        attr = struct.pack("=IIIIQQI", self._fd, 0, len(frame), 0, ctypes.addressof(payload), 0, 1)
+        _, block = bpf(_PROG_TEST_RUN, attr, "bpf program test run", self.name)
+        return int(struct.unpack_from("=I", block, 4)[0])
+
     def run_live(
         self,
         frame: bytes | bytearray | memoryview,
