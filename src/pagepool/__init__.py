@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: MIT
+"""pagepool: the Linux kernel's page_pool for user-space Python.
+
+Pages are allocated once, mapped for the device once, recycled for ever, counted exactly, and never lost. This file
+holds public names only.
+"""
+
+from pagepool._core.page import Page
+from pagepool._core.page_pool import PagePool
+from pagepool._core.params import NUMA_NO_NODE, DmaDir, MapGranularity, PagePoolParams, PPFlag
+from pagepool._core.registry import pools
+from pagepool._core.stats import Holder, PoolStats
+
+__all__ = [
+    "NUMA_NO_NODE",
+    "DmaDir",
+    "Holder",
+    "MapGranularity",
+    "PPFlag",
+    "Page",
+    "PagePool",
+    "PagePoolParams",
+    "PoolStats",
+    "pools",
+]

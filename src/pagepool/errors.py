@@ -18,6 +18,7 @@ __all__ = [
     "ForeignPageError",
     "NotMappedError",
     "NotSupportedError",
+    "PageLeakError",
     "PageLeakWarning",
     "PagePoolError",
     "PoolBusyError",
@@ -56,6 +57,10 @@ class PoolClosedError(PagePoolError):
 
 class NotMappedError(PagePoolError):
     """The ``dma_addr`` of a page was asked of a pool that maps nothing (no ``PPFlag.DMA_MAP``)."""
+
+
+class PageLeakError(PagePoolError):
+    """A handle of a strict pool died without a put; it reaches ``sys.unraisablehook``."""
 
 
 class PageLeakWarning(ResourceWarning):

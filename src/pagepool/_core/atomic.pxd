@@ -20,5 +20,6 @@ cdef extern from "pp_atomic.h" nogil:
     void pp_lock(uint32_t *lock)
     void pp_unlock(uint32_t *lock)
     uintptr_t pp_thread_id()
+    int pp_current_node()
     bint pp_likely(bint x)
     bint pp_unlikely(bint x)

@@ -10,6 +10,8 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #ifdef Py_GIL_DISABLED
 #define PP_GIL_DISABLED 1
@@ -95,6 +97,14 @@ static inline uintptr_t pp_thread_id(void)
 #else
 	return (uintptr_t)pthread_self();
 #endif
+}
+
+/* The NUMA node of the processor that runs this, 0 where the kernel does not say; getcpu(2). */
+static inline int pp_current_node(void)
+{
+	unsigned int cpu = 0, node = 0;
+
+	return syscall(SYS_getcpu, &cpu, &node, NULL) == 0 ? (int)node : 0;
 }
 
 #define pp_likely(x) __builtin_expect(!!(x), 1)

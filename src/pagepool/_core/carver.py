@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: MIT
+"""Handles over the tiers: whole pages, and fragments carved from one page.
+
+A page being carved gets a large number of pool references at once (the *bias*); each fragment takes one of them
+without an atomic. When the next fragment does not fit, the rest of the bias is dropped in one operation: if nobody
+uses the page any more it is carved anew in place, else it comes home when its last fragment does.
+
+Invariant: a page being carved has ``FRAG_BIAS - fragments put so far`` pool references.
+"""
+
+import time
+import traceback
+
+import cython
+from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.pagepool._core.arena import (
+    NO_PAGE,
+    PG_DETACHED,
+    PG_FRESH,
+    PG_HANDLE,
+    PG_LENT,
+    PG_MM_SHIFT,
+    PG_PFMEMALLOC,
+    PG_REF_SHIFT,
+    pg_mm,
+    pg_refs,
+    pg_state,
+    pg_with_state,
+)
+from cython.cimports.pagepool._core.atomic import (
+    pp_cas64,
+    pp_cas64_gil,
+    pp_likely,
+    pp_load64,
+    pp_store64,
+    pp_sub64,
+    pp_swap32_gil,
+    pp_thread_id,
+)
+from cython.cimports.pagepool._core.page import KIND_DETACHED, KIND_FOREIGN, KIND_FRAGMENT, KIND_HOLDER
+from cython.cimports.pagepool._core.tiers import CACHE_SIZE, LEFT_CLOSED, LEFT_REFCNT
+
+from pagepool.errors import DoublePutError, ForeignPageError, PageLeakError, WrongThreadError
+
+
+def call_site() -> str:
+    """Return ``file:line in function`` of the nearest frame; compiled rooms have none of their own."""
+    (frame,) = traceback.extract_stack(limit=1)
+    return f"{frame.filename}:{frame.lineno} in {frame.name}"
+
+
+class Carver(Tiers):
+    """Base of `PagePool`; not for direct use."""
+
+    # -- handles -------------------------------------------------------------------------------------------------
+
+    def new_page(self, id, kind, offset, length):
+        page: Page = Page.__new__(Page)
+        page.home = self
+        page.id = id
+        page.generation = self.pages[id].generation
+        page.kind = kind
+        page.offset = offset
+        page.length = length
+        page.live = 1
+        return page
+
+    def take_page(self):
+        # The way in when something is special (or nothing is yet): claims the pool, waits for nobody.
+        id: uint32_t
+        page: Page = None
+        self.enter_owner()
+        try:
+            id = self.get_one()
+            if id == NO_PAGE:
+                id = self.slow()
+            if id != NO_PAGE:
+                word: uint64_t = pp_load64(cython.address(self.pages[id].word))
+                pp_store64(cython.address(self.pages[id].word), pg_with_state(word, PG_LENT) | PG_HANDLE)
+                page = self.new_page(id, KIND_HOLDER, 0, self.object_bytes)
+                self.note_high_water()
+                if self.alloc_sites is not None:
+                    self.alloc_sites[id] = (time.monotonic(), call_site())
+        finally:
+            self.leave_owner()
+        return page
+
+    def handle_died(self, page):
+        id: uint32_t = page.id
+        strict: cython.bint = self.strict and page.kind != KIND_FOREIGN
+        self.handle_put(page, -1, False)
+        if strict:  # a destructor cannot raise: this reaches sys.unraisablehook
+            raise PageLeakError(f"page {id} of {self!r} died without a put; it went home, but the pool is strict")
+        return 0
+
+    def handle_put(self, page, dma_sync_size, allow_direct):
+        id: uint32_t = page.id
+        if pp_likely(
+            self.put_thread == pp_thread_id() and page.kind == KIND_HOLDER and page.home is self
+            and self.pages[id].generation == page.generation
+        ):
+            with cython.critical_section(self):
+                if pp_likely(
+                    self.cache_n < CACHE_SIZE
+                    and pp_cas64_gil(cython.address(self.pages[id].word), self.word_lent_handle, self.word_cached)
+                ):
+                    page.live = 0
+                    self.pages[id].generation += 1
+                    self.cache[self.cache_n] = id
+                    self.cache_n += 1
+                    self.recycle_cached += 1
+                    return 0
+        if allow_direct and self.owner != pp_thread_id():
+            raise WrongThreadError(
+                f"page {id}: only the owner of {self!r} may put directly into its cache; put it without allow_direct"
+            )
+        return self.put_handle_slow(page, dma_sync_size, allow_direct or self.auto_direct)
+
+    def put_handle_slow(self, page, dma_sync_size, direct):
+        id: uint32_t = page.id
+        if page.home is not self:
+            raise ForeignPageError(f"page {id} belongs to {page.home!r}, not to {self!r}")
+        if page.kind < KIND_FOREIGN and page.live and self.pages[id].generation != page.generation:
+            page.live = 0  # its id went home in a bulk
+        if not pp_swap32_gil(cython.address(page.live), 0):
+            raise DoublePutError(f"page {id} was put{self.where_put(id)} already; {self!r} has it back")
+        if page.kind >= KIND_FOREIGN:
+            self.drop_mm(id, 1)
+            return 0
+        if self.alloc_sites is not None:
+            self.alloc_sites.pop(id, None)
+            self.put_sites[id] = (time.monotonic(), call_site())
+        self.put_id(id, dma_sync_size, direct)
+        return 0
+
+    def export_ended(self, page):
+        if page.kind >= KIND_FOREIGN:
+            self.drop_mm(page.id, 1)
+        elif self.pages[page.id].generation == page.generation:
+            self.put_id(page.id, -1, self.auto_direct)
+        return 0
+
+    def where_put(self, id):
+        if self.put_sites is not None and id in self.put_sites:
+            return f" at {self.put_sites[id][1]}"
+        return ""
+
+    # -- fragments -----------------------------------------------------------------------------------------------
+
+    def carve(self, size):
+        # `size` is aligned and fits an object. None where there is no page.
+        page: Page
+        id: uint32_t
+        if self.frag_page != NO_PAGE and self.frag_offset + size > self.object_bytes:
+            self.drain_frag()
+        if self.frag_page == NO_PAGE:
+            page = self.take_page()
+            if page is None:
+                return None
+            # The handle's one reference becomes the bias; the handle itself is spent.
+            page.live = 0
+            id = page.id
+            self.frag_page = id
+            self.frag_users = 0
+            self.frag_offset = 0
+            while True:
+                word: uint64_t = pp_load64(cython.address(self.pages[id].word))
+                if pp_cas64(
+                    cython.address(self.pages[id].word),
+                    word,
+                    word + (cython.cast(uint64_t, FRAG_BIAS - 1) << PG_REF_SHIFT),
+                ):
+                    break
+        page = self.new_page(self.frag_page, KIND_FRAGMENT, self.frag_offset, size)
+        self.frag_users += 1
+        self.frag_offset += size
+        return page
+
+    def drain_frag(self):
+        # Drop what is left of the bias. In place again if nobody is left, as the kernel does, counters and all.
+        id: uint32_t = self.frag_page
+        at: cython.pointer[uint64_t] = cython.address(self.pages[id].word)
+        spare: uint64_t = cython.cast(uint64_t, FRAG_BIAS - self.frag_users) << PG_REF_SHIFT
+        self.frag_page = NO_PAGE
+        word: uint64_t = pp_load64(at)
+        while pg_refs(word) != FRAG_BIAS - self.frag_users:
+            # Fragments are still out: the last of them takes the page home.
+            if pp_cas64(at, word, word - spare):
+                return 0
+            word = pp_load64(at)
+        # Nobody but us has a reference, so nobody can take one: the page is ours alone.
+        self.pages[id].generation += 1
+        if self.open and pg_mm(word) == 1 and not word & PG_PFMEMALLOC:
+            if self.sync:
+                self.sync_for_device(id, -1)
+            self.recycle_cached += 1
+            self.alloc_fast += 1
+            pp_store64(at, word + (cython.cast(uint64_t, self.frag_users) << PG_REF_SHIFT))
+            self.frag_page = id
+            self.frag_offset = 0
+            self.frag_users = 0
+            return 0
+        pp_store64(at, pg_with_state(word, PG_FRESH))
+        self.leave(id, LEFT_REFCNT if self.open else LEFT_CLOSED)
+        return 0
+
+    # -- leaving the pool with the page --------------------------------------------------------------------------
+
+    def foreign(self, page: Page) -> Page:
+        """Take a foreign reference; `PagePool.get_page` is the door."""
+        page._take_reference()
+        other: Page
+        if page.kind >= KIND_FOREIGN:
+            other = self.new_page(page.id, KIND_FOREIGN, page.offset, page.length)
+            return other
+        # The pool reference just taken pins the page while the foreign one is added; then it is given up.
+        at: cython.pointer[uint64_t] = cython.address(self.pages[page.id].word)
+        word: uint64_t
+        while True:
+            word = pp_load64(at)
+            if pg_mm(word) == 0xFFFF:
+                self.export_ended(page)
+                raise BufferError(f"page {page.id} has too many foreign references")
+            if pp_cas64(at, word, word + (cython.cast(uint64_t, 1) << PG_MM_SHIFT)):
+                break
+        other = self.new_page(page.id, KIND_FOREIGN, page.offset, page.length)
+        pp_sub64(at, cython.cast(uint64_t, 1) << PG_REF_SHIFT)
+        return other
+
+    def detach(self, page: Page) -> bool:
+        """Turn the references of a holder into foreign ones; ``False`` where somebody else holds a fragment."""
+        at: cython.pointer[uint64_t] = cython.address(self.pages[page.id].word)
+        word: uint64_t
+        extra: uint64_t
+        while True:
+            word = pp_load64(at)
+            if pg_state(word) != PG_LENT or pg_refs(word) != 1 + page.exports:
+                return False
+            # One foreign reference for the handle, one for each of its buffers, and the pool's own for leave() to drop.
+            extra = 1 + page.exports
+            if pp_cas64(
+                at,
+                word,
+                pg_with_state(word, PG_FRESH)
+                + (extra << PG_MM_SHIFT)
+                - (cython.cast(uint64_t, page.exports) << PG_REF_SHIFT),
+            ):
+                page.kind = KIND_DETACHED
+                return True

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: MIT
+# Header of loops.py: nothing is cimported from it.
+from libc.stdint cimport uint32_t, uint64_t
+
+from pagepool._core.tiers cimport Tiers
+
+cdef void fast_path_loop(Tiers pool, uint64_t rounds) noexcept nogil
+cdef void bulk_loop(Tiers pool, uint32_t *ids, uint32_t n, uint64_t rounds, bint direct) noexcept nogil
+cdef void slow_loop(Tiers pool, uint64_t rounds) noexcept nogil

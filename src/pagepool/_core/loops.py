@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""Compiled loops for the benchmarks, in the shape of the kernel's ``bench_page_pool_simple.c``.
+
+Nothing in the library calls these. They are compiled with it because what they time is the compiled pair, without the
+interpreter: allocate one page, give it back, over and over, on the owner's thread and without the GIL.
+"""
+
+import cython
+from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.pagepool._core.arena import NO_PAGE
+from cython.cimports.pagepool._core.tiers import Tiers
+
+
+class Empty:
+    """Two methods that do nothing: what any compiled method call costs."""
+
+    def take(self):
+        """Return None."""
+
+    def give(self, thing):
+        """Ignore `thing`."""
+
+
+def fast_path(pool: Tiers, rounds: uint64_t) -> int:
+    """Allocate one, put one into the cache, `rounds` times (``page_pool01_fast_path``)."""
+    pool.enter_owner()
+    with cython.nogil:
+        fast_path_loop(pool, rounds)
+    pool.leave_owner()
+    return rounds
+
+
+def bulk(pool: Tiers, n: uint32_t, rounds: uint64_t, direct: cython.bint) -> int:
+    """Allocate `n` and put them with one call each, into the cache or (``page_pool02_ptr_ring``) through the ring.
+
+    Returns
+    -------
+    int
+        Pages handled, ``n * rounds``.
+    """
+    ids: uint32_t[256]
+    if not 1 <= n <= 256:
+        raise ValueError(f"{n} pages: 1 to 256")
+    pool.enter_owner()
+    with cython.nogil:
+        bulk_loop(pool, ids, n, rounds, direct)
+    pool.leave_owner()
+    return n * rounds
+
+
+def slow(pool: Tiers, rounds: uint64_t) -> int:
+    """Take one from the page allocator's side and give it back there, `rounds` times (``page_pool03_slow``)."""
+    pool.enter_owner()
+    with cython.nogil:
+        slow_loop(pool, rounds)
+    pool.leave_owner()
+    return rounds
+
+
+def fast_path_loop(pool, rounds):
+    i: uint64_t
+    id: uint32_t = 0
+    for i in range(rounds):
+        if pool.alloc_ids(cython.address(id), 1):
+            pool.put_ids(cython.address(id), 1, -1, True)
+
+
+def bulk_loop(pool, ids, n, rounds, direct):
+    i: uint64_t
+    got: uint32_t
+    for i in range(rounds):
+        got = pool.alloc_ids(ids, n)
+        pool.put_ids(ids, got, -1, direct)
+
+
+def slow_loop(pool, rounds):
+    # As the kernel's third line: an extra reference makes the page leave the pool at its put.
+    i: uint64_t
+    id: uint32_t = NO_PAGE
+    for i in range(rounds):
+        if pool.alloc_ids(cython.address(id), 1):
+            pool.put_referenced(id)

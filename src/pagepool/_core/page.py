@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""`Page`: the handle of one lent page, and a writable buffer over it.
+
+A handle is small: pool, id, generation. It is not the page: pages live in the arena for ever, handles come and go.
+After a put the handle is dead and says so; a recycled page is never reachable through an old handle, because the
+page's generation moves when it comes home. A handle that dies without a put is a put.
+
+Invariant: a live handle owns exactly one reference of its page, and each buffer that is exported owns one more.
+"""
+
+import cython
+from cython.cimports.cpython.buffer import PyBuffer_FillInfo
+from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.pagepool._core.arena import (
+    PG_DETACHED,
+    PG_LENT,
+    PG_MM_MAX,
+    PG_MM_SHIFT,
+    PG_REF_MAX,
+    PG_REF_SHIFT,
+    pg_mm,
+    pg_refs,
+    pg_state,
+)
+from cython.cimports.pagepool._core.atomic import pp_cas64, pp_load64
+
+from pagepool.errors import DeadPageError
+
+_KINDS = ("lent", "fragment", "foreign reference", "detached")
+
+
+class Home:
+    """What a page knows of its pool; `PagePool` is the only real one."""
+
+    def handle_put(self, page, dma_sync_size, allow_direct):
+        raise NotImplementedError("a page needs a PagePool")
+
+    def handle_died(self, page):
+        """A handle went without a put."""
+
+    def export_ended(self, page):
+        raise NotImplementedError("a page needs a PagePool")
+
+    def dma_addr_of(self, id):
+        raise NotImplementedError("a page needs a PagePool")
+
+    def where_put(self, id):
+        return ""
+
+
+class Page:
+    """One lent page (or a fragment of one): a handle and a buffer.
+
+    Not made by calling the class: a pool's `alloc_pages` and its relatives give one.
+
+    Notes
+    -----
+    Buffer protocol: one dimension of unsigned bytes, writable, C-contiguous, page-aligned for a whole page. Each
+    export holds a pool reference: a `put_page` while a view is alive never fails and never loses the view; the page
+    goes home when the last view ends. ``page[i]``, ``page[a:b]`` (a view) and ``len(page)`` need no memoryview.
+
+    Context: a handle may be passed between threads and put from any of them. Two threads may not write one page
+    without their own agreement, as with any memory.
+    """
+
+    def __init__(self):
+        raise TypeError("a Page comes from PagePool.alloc_pages(), it is not made")
+
+    def __dealloc__(self):
+        if self._mine():
+            self.home.handle_died(self)
+
+    # -- the buffer ----------------------------------------------------------------------------------------------
+
+    def __getbuffer__(self, buffer: cython.pointer[Py_buffer], flags: cython.int):
+        self._take_reference()
+        with cython.critical_section(self):
+            self.exports += 1
+        PyBuffer_FillInfo(buffer, self, self._at(0), self.length, False, flags)
+
+    def __releasebuffer__(self, buffer: cython.pointer[Py_buffer]):
+        with cython.critical_section(self):
+            self.exports -= 1
+        self.home.export_ended(self)
+
+    def _take_reference(self):
+        # One more reference of the kind this handle holds, taken only while it holds one: another thread may be
+        # putting the page this very moment, and a page that is home must not be touched.
+        one: uint64_t = cython.cast(uint64_t, 1) << (PG_MM_SHIFT if self.kind >= KIND_FOREIGN else PG_REF_SHIFT)
+        at: cython.pointer[uint64_t] = cython.address(self.home.pages[self.id].word)
+        while True:
+            self._must_live()
+            word: uint64_t = pp_load64(at)
+            if self.kind < KIND_FOREIGN and pg_state(word) != PG_LENT:
+                raise DeadPageError(f"page {self.id} was put; this handle is dead")
+            if pg_refs(word) == PG_REF_MAX or pg_mm(word) == PG_MM_MAX:
+                raise BufferError(f"page {self.id} has too many references")
+            if pp_cas64(at, word, word + one):
+                break
+        if not self._mine():  # put and lent again between the look and the exchange
+            self.home.export_ended(self)
+            self._must_live()
+        return 0
+
+    def _at(self, index):
+        return cython.cast(
+            cython.p_char,
+            self.home.arena.base_vaddr + (cython.cast(uint64_t, self.id) << 12) + self.offset + index,
+        )
+
+    def _mine(self):
+        # Does the page still belong to this handle? A foreign or detached handle owns its reference for sure.
+        return self.live != 0 and (
+            self.kind >= KIND_FOREIGN or self.home.pages[self.id].generation == self.generation
+        )
+
+    def _must_live(self):
+        if not self._mine():
+            raise DeadPageError(f"page {self.id} was put{self.home.where_put(self.id)}; this handle is dead")
+        return 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key):
+        index: cython.Py_ssize_t
+        if isinstance(key, int):
+            index = key
+            self._must_live()
+            if index < 0:
+                index += self.length
+            if not 0 <= index < self.length:
+                raise IndexError(f"byte {key} of a page of {self.length} bytes")
+            return cython.cast(cython.uchar, self._at(index)[0])
+        return memoryview(self)[key]
+
+    def __setitem__(self, key, value):
+        index: cython.Py_ssize_t
+        if isinstance(key, int):
+            index = key
+            self._must_live()
+            if index < 0:
+                index += self.length
+            if not 0 <= index < self.length:
+                raise IndexError(f"byte {key} of a page of {self.length} bytes")
+            if not 0 <= value <= 255:
+                raise ValueError(f"{value} is no byte")
+            self._at(index)[0] = cython.cast(cython.char, cython.cast(cython.uchar, value))
+        else:
+            memoryview(self)[key] = value
+
+    def __delitem__(self, key):
+        raise TypeError("bytes of a page cannot be deleted")
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def pool(self):
+        """The `PagePool` it came from."""
+        return self.home
+
+    @property
+    def vaddr(self) -> int:
+        """Where the CPU finds its first byte."""
+        self._must_live()
+        return self.home.arena.base_vaddr + (cython.cast(uint64_t, self.id) << 12) + self.offset
+
+    @property
+    def dma_addr(self) -> int:
+        """Where the device finds its first byte.
+
+        Raises
+        ------
+        NotMappedError
+            The pool maps nothing, or the page was unmapped when it left the pool.
+        """
+        self._must_live()
+        return self.home.dma_addr_of(self.id) + self.offset
+
+    @property
+    def nid(self) -> int:
+        """NUMA node of its memory."""
+        return self.home.pages[self.id].nid
+
+    @property
+    def refcount(self) -> int:
+        """Pool references (holder, fragments, buffers) plus foreign references."""
+        self._must_live()
+        word: uint64_t = pp_load64(cython.address(self.home.pages[self.id].word))
+        if pg_state(word) == PG_DETACHED:
+            return pg_mm(word)
+        return pg_refs(word) + pg_mm(word) - 1
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this handle still holds its page."""
+        return self._mine()
+
+    # -- giving it back ------------------------------------------------------------------------------------------
+
+    def put(self, dma_sync_size: int = -1, allow_direct: bool = False) -> None:
+        """Give the page back: ``pool.put_page(page, ...)``."""
+        self.home.handle_put(self, dma_sync_size, allow_direct)
+
+    def __enter__(self):
+        self._must_live()
+        return self
+
+    def __exit__(self, *exc):
+        if self._mine():
+            self.put()
+
+    def __reduce__(self):
+        raise TypeError("a Page is memory of this process and cannot be pickled; copy it with bytes(page)")
+
+    def __repr__(self) -> str:
+        if not self._mine():
+            return f"<Page {self.id}: dead>"
+        state = pg_state(pp_load64(cython.address(self.home.pages[self.id].word)))
+        kind = _KINDS[self.kind] if state in (PG_LENT, PG_DETACHED) else "lost"
+        return f"<Page {self.id}: {self.length} bytes at vaddr {self.vaddr:#x}, {kind}>"

@@ -1,0 +1,539 @@
+# SPDX-License-Identifier: MIT
+"""The three tiers of a pool, over ids: the owner's cache, the ptr_ring, the page allocator.
+
+This is `page_pool.c` without handles. Everything here moves 32-bit ids; `PagePool` gives them a face. Drivers and
+loops call `alloc_ids` and `put_ids` without the GIL.
+
+Who may do what:
+
+* The cache and the allocation counters belong to the *owner*, the thread that allocates. No lock, no atomic.
+* Any thread may put: not being the owner, it takes the ring under the producer lock.
+* The slow path (mapping, growing, zeroing, releasing) holds the GIL, because a device may be Python.
+
+Invariant (`check` proves it): hold = cached + ringed + lent + released. An id in the cache or in the ring counts only
+while the page's word says so: where two threads return one page in the same instant, which is a bug of theirs, the
+word settles on one of the two places and the other entry is passed over. So no page is ever handed out twice.
+"""
+
+import cython
+from cython.cimports.libc.stdint import int32_t, uint32_t, uint64_t, uintptr_t
+from cython.cimports.libc.string import memset
+from cython.cimports.pagepool._core.arena import (
+    ALLOC_ANY_NODE,
+    ALLOC_RESERVE,
+    ALLOC_THIS_NODE,
+    PG_CACHED,
+    PG_DETACHED,
+    PG_FRESH,
+    PG_HANDLE,
+    PG_LENT,
+    PG_MAPPED,
+    PG_MM_SHIFT,
+    PG_PFMEMALLOC,
+    PG_REF_SHIFT,
+    PG_RINGED,
+    pg_mm,
+    pg_refs,
+    pg_slot,
+    pg_state,
+    pg_with_state,
+    pg_word,
+)
+from cython.cimports.pagepool._core.atomic import (
+    pp_add32,
+    pp_add64,
+    pp_cas64,
+    pp_likely,
+    pp_load32,
+    pp_load32_acquire,
+    pp_load64,
+    pp_lock,
+    pp_store32_release,
+    pp_store64,
+    pp_sub64,
+    pp_thread_id,
+    pp_unlikely,
+    pp_unlock,
+)
+from cython.cimports.pagepool._core.dma_map import MAP_PAGE
+
+from pagepool.errors import DoublePutError, ForeignPageError, PoolClosedError, WrongThreadError
+
+
+class Tiers(Home):
+    """Base of `PagePool`; not for direct use."""
+
+    # -- the owner -----------------------------------------------------------------------------------------------
+
+    def enter_owner(self):
+        me: uintptr_t = pp_thread_id()
+        with cython.critical_section(self):
+            if self.owner == 0:  # the first thread to allocate owns the pool
+                self.owner = me
+                self.set_fast_threads()
+            if self.owner != me:
+                raise WrongThreadError(
+                    f"{self!r} belongs to another thread; pages are put from anywhere, but taken by one. "
+                    "Call pool.claim() here once the other thread is done with it, or make a pool for each thread"
+                )
+            self.busy += 1
+        return 0
+
+    def leave_owner(self):
+        with cython.critical_section(self):
+            self.busy -= 1
+        if self.pending is not None:
+            self.raise_pending()
+        return 0
+
+    def raise_pending(self):
+        # What a slow path raised while the loop around it ran without the GIL. Refusals were already answered by a
+        # smaller count; anything else (Ctrl-C first of all) is the caller's to see.
+        error = self.pending
+        self.pending = None
+        if error is not None and not isinstance(error, (OSError, MemoryError, PoolClosedError)):
+            raise error
+        return 0
+
+    def set_fast_threads(self):
+        # The fast ways test one word: the owner's thread where nothing special is wanted, else 0, nobody.
+        self.alloc_thread = self.owner if self.open else 0
+        self.put_thread = self.owner if self.open and self.auto_direct and not self.sync else 0
+        return 0
+
+    # -- taking --------------------------------------------------------------------------------------------------
+
+    def get_one(self):
+        # First tier, then second. The page is in transit: its word still says cached.
+        id: uint32_t
+        while self.cache_n:
+            self.cache_n -= 1
+            id = self.cache[self.cache_n]
+            if pp_likely(pp_load64(cython.address(self.pages[id].word)) == self.word_cached):
+                self.alloc_fast += 1
+                return id
+        return self.refill()
+
+    def refill(self):
+        there: uint32_t = self.ring.count()
+        if there == 0:
+            self.alloc_empty += 1
+            return NO_PAGE
+        if there > CACHE_REFILL:
+            there = CACHE_REFILL
+        nid: int32_t = -1
+        if self.nid >= 0 or self.arena._nodes_seen > 1:
+            nid = self.arena.preferred_node(self.nid)
+        taken: uint32_t = 0
+        stray: uint32_t = NO_PAGE
+        id: uint32_t
+        while taken < there:
+            id = self.ring.slots[(self.ring.tail + taken) & self.ring.mask]
+            taken += 1
+            if pp_unlikely(pp_load64(cython.address(self.pages[id].word)) != self.word_ringed):
+                continue
+            if pp_unlikely(nid >= 0 and self.pages[id].nid != nid):
+                stray = id  # one page a refill: moving to another node must not storm the page allocator
+                break
+            pp_store64(cython.address(self.pages[id].word), self.word_cached)
+            self.cache[self.cache_n] = id
+            self.cache_n += 1
+        # Release pairs with the acquire in room_locked: producers may write over these entries now.
+        pp_store32_release(cython.address(self.ring.tail), self.ring.tail + taken)
+        if stray != NO_PAGE:
+            self.alloc_waive += 1
+            with cython.gil:
+                self.leave_noexcept(stray, LEFT_WAIVE)
+        if self.cache_n == 0:
+            return NO_PAGE
+        self.alloc_refill += 1
+        self.cache_n -= 1
+        return self.cache[self.cache_n]
+
+    def slow(self):
+        # Third tier. Returns one page in transit (word: cached) and leaves the rest in the cache.
+        if not self.open:
+            raise PoolClosedError(f"{self!r} is closed")
+        want: uint32_t = CACHE_REFILL if self.order == 0 else 1
+        if self.limit:
+            room: uint32_t = self.limit - (self.hold_cnt - pp_load32(cython.address(self.release_cnt)))
+            if cython.cast(int32_t, room) <= 0:
+                self.limit_hits += 1
+                return NO_PAGE
+            want = min(want, room)
+        nid: int32_t = self.arena.preferred_node(self.nid)
+        fresh: uint32_t[CACHE_REFILL]
+        n: uint32_t
+        i: uint32_t
+        id: uint32_t
+        best: uint32_t = NO_PAGE
+        refused: object = None
+        n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_THIS_NODE, fresh)
+        while n == 0 and self.arena.grow is not None and self.arena.grow(self.order, nid):
+            n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_THIS_NODE, fresh)
+            if n == 0:  # it grew on another node, or another pool was faster
+                n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_ANY_NODE, fresh)
+        if n == 0:
+            n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_ANY_NODE, fresh)
+        if n == 0:
+            n = self.arena.alloc_bulk(self.order, 1, nid, ALLOC_RESERVE, fresh)
+        for i in range(n):
+            id = fresh[i]
+            try:
+                self.enter_page(id)
+            except BaseException as error:
+                # The page never came in: straight back. Others of the bulk are tried, as in the kernel, but not
+                # after an exception that is no refusal.
+                pp_add64(cython.address(self.left[LEFT_MAP]), 1)
+                self.arena.free_block(id, self.order)
+                refused = error
+                if not isinstance(error, OSError):
+                    while i + 1 < n:
+                        i += 1
+                        self.arena.free_block(fresh[i], self.order)
+                    break
+                continue
+            # enter_page may have run Python, and Python may have put pages of ours: look at the cache anew.
+            if best == NO_PAGE:
+                best = id
+            elif self.cache_n < CACHE_SIZE:
+                self.cache[self.cache_n] = best
+                self.cache_n += 1
+                best = id
+            else:
+                self.leave(id, LEFT_RING_FULL)
+        if refused is not None and (best == NO_PAGE or not isinstance(refused, OSError)):
+            if best != NO_PAGE:
+                self.cache[self.cache_n] = best
+                self.cache_n += 1
+            raise refused
+        if best != NO_PAGE:
+            if self.order:
+                self.alloc_slow_high_order += 1
+            else:
+                self.alloc_slow += 1
+            if self.watermark is not None:
+                self.crossed()
+        return best
+
+    def slow_noexcept(self):
+        try:
+            return self.slow()
+        except BaseException as error:
+            self.pending = error
+            return NO_PAGE
+
+    def crossed(self):
+        """Call the watermark's callback when the pages held cross it; `PagePool` knows how."""
+
+    def enter_page(self, id):
+        # From the page allocator into the pool: clear, map, sync, account. Raises with nothing kept.
+        flags: uint64_t = pp_load64(cython.address(self.pages[id].word)) & PG_PFMEMALLOC
+        vaddr: uint64_t = self.arena.base_vaddr + (cython.cast(uint64_t, id) << 12)
+        if self.zero:
+            memset(cython.cast(cython.p_void, cython.cast(uintptr_t, vaddr)), 0, self.object_bytes)
+        if self.map_mode == MAP_PAGE:
+            self.pages[id].dma_addr = self.dev.map(vaddr, self.object_bytes, self.dma_dir_obj)
+            pp_add64(cython.address(self.page_maps), 1)
+            flags |= PG_MAPPED
+        elif self.map_mode != NO_MAP:
+            self.dma_map.ensure(id >> 9)
+        if self.sync:
+            try:
+                self.sync_for_device(id, -1)
+            except BaseException:
+                if flags & PG_MAPPED:
+                    pp_store64(cython.address(self.pages[id].word), pg_word(PG_FRESH, self.slot, flags))
+                    self.unmap_page(id)
+                raise
+        pp_store64(cython.address(self.pages[id].word), pg_word(PG_CACHED, self.slot, flags))
+        self.hold_cnt += 1
+        if self.observer is not None:
+            self.observer("hold", id, self.hold_cnt)
+        return 0
+
+    def alloc_ids(self, out, n):
+        done: uint32_t = 0
+        id: uint32_t
+        hits: uint32_t
+        at: uint32_t
+        special: uint64_t
+        while done < n:
+            hits = 0
+            at = self.cache_n
+            while at and done < n:
+                at -= 1
+                id = self.cache[at]
+                if pp_unlikely(pp_load64(cython.address(self.pages[id].word)) != self.word_cached):
+                    continue
+                pp_store64(cython.address(self.pages[id].word), self.word_lent)
+                out[done] = id
+                done += 1
+                hits += 1
+            self.cache_n = at
+            self.alloc_fast += hits
+            if done == n:
+                break
+            id = self.refill()
+            if id == NO_PAGE:
+                with cython.gil:
+                    id = self.slow_noexcept()
+                if id == NO_PAGE:
+                    break
+            special = pp_load64(cython.address(self.pages[id].word)) & PG_PFMEMALLOC
+            pp_store64(cython.address(self.pages[id].word), self.word_lent | special)
+            out[done] = id
+            done += 1
+        self.note_high_water()
+        return done
+
+    def lent_now(self):
+        return (
+            self.hold_cnt
+            - pp_load32(cython.address(self.release_cnt))
+            - self.cache_n
+            - self.ring.count()
+        )
+
+    def note_high_water(self):
+        # The ring is looked at only when there may be a new record: lent is never more than this first figure.
+        lent: uint32_t = self.hold_cnt - pp_load32(cython.address(self.release_cnt)) - self.cache_n
+        if cython.cast(int32_t, lent - self.high_water) > 0:
+            lent -= self.ring.count()
+            if cython.cast(int32_t, lent - self.high_water) > 0:
+                self.high_water = lent
+
+    # -- giving back ---------------------------------------------------------------------------------------------
+
+    def put_ids(self, ids, n, dma_sync_size, direct):
+        # A batch home. `direct`: the caller is the owner (between enter_owner and leave_owner). Pages about which
+        # nothing is special go to the cache, then under one producer lock to the ring; the rest one by one.
+        i: uint32_t = 0
+        done: uint32_t = 0
+        id: uint32_t
+        word: uint64_t
+        odd: uint32_t[64]  # not as the fast way expects: looked at one by one
+        spill: uint32_t[64]  # good pages that the ring has no room for
+        n_odd: uint32_t
+        n_spill: uint32_t
+        first: uint32_t
+        k: uint32_t
+        at: uint32_t
+        room: uint32_t
+        full: cython.bint = False
+        if self.sync or not self.open:
+            for i in range(n):
+                with cython.gil:
+                    done += self.put_id_noexcept(ids[i], dma_sync_size, direct)
+            return done
+        while i < n:
+            n_odd = 0
+            n_spill = 0
+            if direct:
+                at = self.cache_n
+                first = at
+                while i < n and at < CACHE_SIZE and n_odd < 64:
+                    id = ids[i]
+                    i += 1
+                    if pp_unlikely(id >= self.nr_pages):
+                        odd[n_odd] = id
+                        n_odd += 1
+                        continue
+                    word = pp_load64(cython.address(self.pages[id].word))
+                    if pp_unlikely(word != self.word_lent):
+                        if word != self.word_lent_handle:
+                            odd[n_odd] = id
+                            n_odd += 1
+                            continue
+                        self.pages[id].generation += 1
+                    pp_store64(cython.address(self.pages[id].word), self.word_cached)
+                    self.cache[at] = id
+                    at += 1
+                self.cache_n = at
+                self.recycle_cached += at - first
+                done += at - first
+            if i < n and n_odd == 0:
+                first = i
+                pp_lock(cython.address(self.ring.lock))
+                room = self.ring.room_locked()
+                while i < n and n_odd < 64 and n_spill < 64:
+                    id = ids[i]
+                    i += 1
+                    if pp_unlikely(id >= self.nr_pages or self.ring.closed):
+                        odd[n_odd] = id
+                        n_odd += 1
+                        continue
+                    word = pp_load64(cython.address(self.pages[id].word))
+                    if pp_unlikely(word != self.word_lent):
+                        if word != self.word_lent_handle:
+                            odd[n_odd] = id
+                            n_odd += 1
+                            continue
+                        self.pages[id].generation += 1
+                    if room:
+                        pp_store64(cython.address(self.pages[id].word), self.word_ringed)
+                        self.ring.push_locked(id)
+                        self.ring.nr_produced += 1
+                        room -= 1
+                        done += 1
+                    else:
+                        pp_store64(cython.address(self.pages[id].word), pg_with_state(word, PG_FRESH))
+                        spill[n_spill] = id
+                        n_spill += 1
+                if n_spill and not full:  # the kernel counts a full ring once for a bulk
+                    self.ring.nr_full += 1
+                    full = True
+                pp_unlock(cython.address(self.ring.lock))
+                if direct:
+                    self.recycle_cache_full += i - first - n_odd
+            if n_spill or n_odd:
+                with cython.gil:
+                    for k in range(n_spill):
+                        self.leave_noexcept(spill[k], LEFT_RING_FULL)
+                    for k in range(n_odd):
+                        done += self.put_id_noexcept(odd[k], dma_sync_size, False)
+                done += n_spill
+        return done
+
+    def put_id_noexcept(self, id, dma_sync_size, direct):
+        if id >= self.nr_pages:
+            pp_add64(cython.address(self.rejected), 1)
+            return 0
+        try:
+            self.put_id(id, dma_sync_size, direct)
+        except (DoublePutError, ForeignPageError):
+            pp_add64(cython.address(self.rejected), 1)
+            return 0
+        except BaseException as error:
+            # A device refused to sync or unmap; the page went home all the same.
+            self.pending = error
+        return 1
+
+    def put_id(self, id, dma_sync_size, direct):
+        # Drop one pool reference; the last one decides. The GIL is held.
+        at: cython.pointer[uint64_t] = cython.address(self.pages[id].word)
+        word: uint64_t
+        while True:
+            word = pp_load64(at)
+            if pg_slot(word) != self.slot:
+                raise ForeignPageError(f"page {id} is not lent by {self!r}: it belongs to another pool or to none")
+            if pg_state(word) != PG_LENT:
+                raise DoublePutError(f"page {id} was put{self.where_put(id)} already; {self!r} holds it")
+            if pg_refs(word) > 1:
+                if pp_cas64(at, word, word - (cython.cast(uint64_t, 1) << PG_REF_SHIFT)):
+                    return 0
+            # The last one: PG_FRESH takes the page out of everybody's reach while its fate is decided.
+            elif pp_cas64(at, word, pg_with_state(word, PG_FRESH)):
+                return self.last_reference(id, word, dma_sync_size, direct)
+
+    def last_reference(self, id, word, dma_sync_size, direct):
+        ring: PtrRing = self.ring
+        ringed: cython.bint = False
+        closed: cython.bint
+        plain: uint64_t
+        if word & PG_HANDLE:
+            self.pages[id].generation += 1
+        if not self.open:
+            self.leave(id, LEFT_CLOSED)
+            return 0
+        if pg_mm(word) != 1 or word & PG_PFMEMALLOC:
+            pp_add64(cython.address(self.recycle_released_refcnt), 1)
+            self.leave(id, LEFT_REFCNT)
+            return 0
+        if self.sync:
+            try:
+                self.sync_for_device(id, dma_sync_size)
+            except BaseException:
+                self.leave(id, LEFT_MAP)
+                raise
+        if direct and self.owner == pp_thread_id():
+            if self.cache_n < CACHE_SIZE:
+                pp_store64(cython.address(self.pages[id].word), self.word_cached)
+                self.cache[self.cache_n] = id
+                self.cache_n += 1
+                self.recycle_cached += 1
+                return 0
+            self.recycle_cache_full += 1
+        pp_lock(cython.address(ring.lock))
+        closed = ring.closed != 0
+        if not closed and ring.room_locked():
+            pp_store64(cython.address(self.pages[id].word), self.word_ringed)
+            ring.push_locked(id)
+            ring.nr_produced += 1
+            ringed = True
+        elif not closed:
+            ring.nr_full += 1
+        pp_unlock(cython.address(ring.lock))
+        if ringed:
+            return 0
+        self.leave(id, LEFT_CLOSED if closed else LEFT_RING_FULL)
+        return 0
+
+    def leave(self, id, reason):
+        # Out of the pool at a predictable point: unmap, account, give the memory back. The page is in nobody's reach
+        # (its word says fresh, cached in transit, or ringed in transit). A device that refuses to unmap does not keep
+        # the page: it leaves first, then the exception goes on.
+        refused: object = None
+        at: cython.pointer[uint64_t] = cython.address(self.pages[id].word)
+        word: uint64_t
+        try:
+            self.unmap_page(id)
+        except BaseException as error:
+            refused = error
+        pp_add64(cython.address(self.left[reason]), 1)
+        count: uint32_t = pp_add32(cython.address(self.release_cnt), 1) + 1
+        # From here on the pool counts it no more; what is left are the foreign references, ours among them.
+        while True:
+            word = pp_load64(at)
+            if pp_cas64(at, word, (cython.cast(uint64_t, pg_mm(word)) << PG_MM_SHIFT) | PG_DETACHED):
+                break
+        self.drop_mm(id, 1)
+        if self.observer is not None:
+            self.observer("release", id, count)
+        if refused is not None:
+            raise refused
+        return 0
+
+    def leave_noexcept(self, id, reason):
+        try:
+            self.leave(id, reason)
+        except BaseException as error:
+            self.pending = error
+
+    def unmap_page(self, id):
+        # Exactly once, however many ask: the flag in the word decides.
+        at: cython.pointer[uint64_t] = cython.address(self.pages[id].word)
+        word: uint64_t
+        while True:
+            word = pp_load64(at)
+            if not word & PG_MAPPED:
+                return 0
+            if pp_cas64(at, word, word & ~cython.cast(uint64_t, PG_MAPPED)):
+                break
+        pp_add64(cython.address(self.page_unmaps), 1)
+        self.dev.unmap(self.pages[id].dma_addr, self.object_bytes, self.dma_dir_obj)
+        return 0
+
+    def drop_mm(self, id, n):
+        # Foreign references go; with the last one of a page that left its pool, the memory goes back.
+        one: uint64_t = cython.cast(uint64_t, n) << PG_MM_SHIFT
+        word: uint64_t = pp_sub64(cython.address(self.pages[id].word), one)
+        if pg_state(word) == PG_DETACHED and pg_mm(word) == n:
+            self.arena.free_block(id, self.pages[id].order)
+
+    def put_referenced(self, id):
+        # A put that finds a foreign reference, which then goes too: the slowest way a page can travel.
+        pp_add64(cython.address(self.pages[id].word), cython.cast(uint64_t, 1) << PG_MM_SHIFT)
+        with cython.gil:
+            self.put_id_noexcept(id, -1, True)
+        self.drop_mm(id, 1)
+
+    def sync_for_device(self, id, dma_sync_size):
+        # As much as the device may have written, at most max_len, at the pool's offset.
+        size: uint64_t = self.max_len
+        if dma_sync_size >= 0 and cython.cast(uint64_t, dma_sync_size) < size:
+            size = dma_sync_size
+        if size:
+            self.dev.sync_for_device(self.dma_addr_of(id) + self.dma_offset, size, self.dma_dir_obj)
+            pp_add64(cython.address(self.syncs), 1)
+        return 0
