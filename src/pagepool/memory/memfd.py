@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""The memory file behind shared slabs: a file without a name whose pages other processes can map.
+
+It grows slab by slab and is sealed against shrinking, by us or by anyone it is passed to: a truncated file
+would turn a load in this process into a SIGBUS. Invariant: slab ``i`` of the arena is bytes ``i * 2 MiB``
+onwards of the file, so an id means the same page to everybody who maps it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import weakref
+
+from pagepool._core.params import SLAB_SIZE
+from pagepool.memory import _libc
+
+_MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; without it or its opposite the kernel logs a warning
+
+
+def _create(flags: int) -> int:
+    flags |= os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("pagepool", flags | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create("pagepool", flags)
+
+
+class MemoryFile:
+    """Create a memory file.
+
+    Parameters
+    ----------
+    huge : bool
+        Of 2 MiB pages out of the administrator's pool.
+
+    Notes
+    -----
+    The descriptor may be closed before the memory goes: mappings hold the file.
+
+    Context: any thread; the caller serialises `map_slab`.
+    """
+
+    def __init__(self, *, huge: bool = False) -> None:
+        self.huge = huge
+        self.fd = _create((os.MFD_HUGETLB | os.MFD_HUGE_2MB) if huge else 0)
+        self._finalizer = weakref.finalize(self, os.close, self.fd)
+        self._finalizer.atexit = False
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the file, up to the end of the highest slab there ever was."""
+        return os.fstat(self.fd).st_size
+
+    def map_slab(self, vaddr: int, index: int) -> None:
+        """Map slab `index` of the file over the hole at `vaddr`, growing the file to hold it."""
+        flags = _libc.MAP_SHARED | _libc.MAP_FIXED
+        _libc.mmap(vaddr, SLAB_SIZE, _libc.PROT_READ_WRITE, flags, self.fd, index * SLAB_SIZE)
+        # After the mapping, so that a refusal does not leave a longer file that the seal keeps from
+        # shrinking.
+        end = (index + 1) * SLAB_SIZE
+        if self.size_bytes < end:
+            os.ftruncate(self.fd, end)
+
+    def close(self) -> None:
+        """Close the descriptor; mapped slabs stay. Idempotent."""
+        self._finalizer()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the descriptor is closed."""
+        return not self._finalizer.alive
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"fd {self.fd}, {self.size_bytes >> 20} MiB"
+        return f"<MemoryFile {state}{', huge pages' if self.huge else ''}>"
