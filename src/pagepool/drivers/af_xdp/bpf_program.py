@@ -172,44 +172,15 @@ class XdpLink(BpfObject):
         What to attach.
     ifindex : int
         The interface, in the calling thread's network namespace.
-    mode : {"auto", "native", "generic"}
-        ``auto`` tries the driver's own hook first and falls back to the stack's hook (slower; after the skb
-        is made).
+    mode : {"native", "generic"}
+        The driver's own hook, or the stack's (slower: after the skb is made; works everywhere).
     obj : str
         How error messages call the interface.
-
-    Attributes
-    ----------
-    mode : {"native", "generic"}
-        What it really is.
-    fallback_reason : DeviceError or None
-        Why ``auto`` did not become native.
     """
 
-    def __init__(
-        self,
-        program: XdpProgram,
-        ifindex: int,
-        mode: Literal["auto", "native", "generic"] = "auto",
-        *,
-        obj: str = "",
-    ) -> None:
-        self.fallback_reason: DeviceError | None = None
-        self.mode: XdpMode = "generic" if mode == "generic" else "native"
-        obj = obj or f"ifindex {ifindex}"
-        try:
-            fd = self._create(program, ifindex, self.mode, obj)
-        except DeviceError as error:
-            somebody_else = error.errno in (errno.EBUSY, errno.EEXIST, errno.ENODEV, errno.EPERM)
-            if mode != "auto" or somebody_else:
-                raise
-            self.fallback_reason = error
-            self.mode = "generic"
-            fd = self._create(program, ifindex, self.mode, obj)
-        super().__init__(fd)
-        self.ifindex = ifindex
-
-    @staticmethod
-    def _create(program: XdpProgram, ifindex: int, mode: XdpMode, obj: str) -> int:
+    def __init__(self, program: XdpProgram, ifindex: int, mode: XdpMode = "native", *, obj: str = "") -> None:
         attr = struct.pack("=IIII", program.fileno(), ifindex, _ATTACH_XDP, _LINK_FLAG[mode])
-        return bpf(_LINK_CREATE, attr, f"attach XDP program ({mode})", obj, _ATTACH_HINTS)[0]
+        obj = obj or f"ifindex {ifindex}"
+        super().__init__(bpf(_LINK_CREATE, attr, f"attach XDP program ({mode})", obj, _ATTACH_HINTS)[0])
+        self.ifindex = ifindex
+        self.mode: XdpMode = mode

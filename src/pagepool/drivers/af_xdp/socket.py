@@ -2,7 +2,7 @@
 """One AF_XDP socket: UMEM registration, ring sizes, ring mappings, bind, options and statistics.
 
 This file sets a socket up and tells how it is; it moves no frame (that is :mod:`._rings`) and owns no memory
-(that is the arena). The steps must come in the kernel's order: UMEM (or a shared one), rings, bind, map. The
+(that is the arena). The steps must come in the kernel's order: UMEM (or a shared one), rings, bind. The
 socket and its ring mappings are one thing: :meth:`XdpSocket.close` unmaps first, for a mapping keeps the
 queue busy as the descriptor does.
 
@@ -72,7 +72,7 @@ class XdpStatistics:
 
 
 class XdpSocket:
-    """An AF_XDP socket and, once bound, its mapped rings.
+    """An AF_XDP socket and its mapped rings.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class XdpSocket:
     Attributes
     ----------
     rx, tx, fill, completion : RingMap or None
-        The mapped rings after :meth:`bind`; None for rings of size 0 and after :meth:`close`.
+        The mapped rings after :meth:`set_rings`; None for rings of size 0 and after :meth:`close`.
 
     Context: any thread, one at a time. Works from another network namespace than the one it was made in.
     """
@@ -94,7 +94,6 @@ class XdpSocket:
         self.fill: RingMap | None = None
         self.completion: RingMap | None = None
         self._socket: _socket.socket | None = None
-        self._sizes = RingSizes(0, 0, 0, 0)
         hints = {
             errno.EPERM: "needs CAP_NET_RAW",
             errno.EAFNOSUPPORT: "this kernel has no AF_XDP (CONFIG_XDP_SOCKETS)",
@@ -130,7 +129,10 @@ class XdpSocket:
             self._open.setsockopt(_SOL_XDP, _UMEM_REG, request)
 
     def set_rings(self, sizes: RingSizes) -> None:
-        """Make the rings. A shared UMEM on the same queue takes no fill and completion ring of its own."""
+        """Make and map the rings.
+
+        Before `bind`, so that the fill ring has pages when the device starts.
+        """
         rings = (
             ("fill", _FILL_RING, sizes.fill),
             ("completion", _COMPLETION_RING, sizes.completion),
@@ -142,12 +144,12 @@ class XdpSocket:
             if size:
                 with self._calling(f"make {name} ring of {size} entries", hints):
                     self._open.setsockopt(_SOL_XDP, option, size)
-        self._sizes = sizes
+        self._map_rings(sizes)
 
     def bind(
         self, ifindex: int, queue: int, flags: BindFlag, *, share_umem_with: XdpSocket | None = None
     ) -> None:
-        """Bind to a receive queue and map the rings.
+        """Bind to a receive queue: frames may come from here on.
 
         Parameters
         ----------
@@ -177,7 +179,6 @@ class XdpSocket:
             if error != errno.EBUSY or time.monotonic() > deadline:
                 raise DeviceError(error, "bind AF_XDP", self.obj, _bind_hint(error, flags))
             time.sleep(0.002)
-        self._map_rings()
 
     def fileno(self) -> int:
         """Return the descriptor, -1 after :meth:`close`."""
@@ -250,13 +251,13 @@ class XdpSocket:
         with self._calling("getsockopt AF_XDP", {}):
             return self._open.getsockopt(_SOL_XDP, option, size_bytes)
 
-    def _map_rings(self) -> None:
+    def _map_rings(self, sizes: RingSizes) -> None:
         raw = self._option(_MMAP_OFFSETS, 128)
         if len(raw) != 128:
             raise DeviceError(errno.EPROTO, "AF_XDP ring offsets", self.obj, "needs Linux 5.4 or newer")
         words = struct.unpack("=16Q", raw)
         rx, tx, fill, completion = (RingOffsets(*words[at : at + 4]) for at in range(0, 16, 4))
-        fd, sizes = self.fileno(), self._sizes
+        fd = self.fileno()
         if sizes.rx:
             self.rx = RingMap(fd, _PGOFF_RX, rx, sizes.rx, 16, self.obj)
         if sizes.tx:
