@@ -27,7 +27,7 @@ class _Defaults:
 
     def after_fork_in_child(self) -> None:
         self._lock = threading.Lock()
-        # Kept alive, not closed: objects that came over the fork may still look at them.
+        # Dropped, not closed: pools that came over the fork may still hold them.
         self._allocators = {}
 
 

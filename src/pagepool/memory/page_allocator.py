@@ -9,7 +9,6 @@ mapped until the arena gives it up.
 
 from __future__ import annotations
 
-import heapq
 import threading
 import weakref
 from collections import Counter
@@ -22,7 +21,8 @@ from pagepool.memory import fork, huge_pages, numa
 from pagepool.memory.allocator_stats import AllocatorStats, describe_kinds, describe_nodes
 from pagepool.memory.kinds import MemoryKind
 from pagepool.memory.reservation import Reservation
-from pagepool.memory.slabs import Slab, SlabSource
+from pagepool.memory.slab_table import SlabTable
+from pagepool.memory.slabs import SlabSource
 from pagepool.memory.windows import Windows
 
 DEFAULT_SIZE_BYTES = 64 << 30
@@ -103,7 +103,8 @@ class PageAllocator:
         self.kind = MemoryKind(kind)
         self.nid = numa.check_node(nid)
         self._reservation, self.arena = _reserve(size_bytes)
-        self._source = SlabSource(self._reservation, self.kind, fallback=fallback, prefault=prefault)
+        source = SlabSource(self._reservation, self.kind, fallback=fallback, prefault=prefault)
+        self._slabs = SlabTable(source)
         self._fixed = commit
         self._inherited = False  # shared memory in a forked child: it is the parent's to grow and to punch
         self._limit_slabs = self._reservation.nr_slabs
@@ -111,9 +112,6 @@ class PageAllocator:
             self._limit_slabs = min(self._limit_slabs, limit_bytes // SLAB_SIZE)
         if commit and self._limit_slabs < self._reservation.nr_slabs:
             raise ValueError(f"limit_bytes {limit_bytes} is less than the {self.size_bytes} bytes to commit")
-        self._slabs: dict[int, Slab] = {}
-        self._holes: list[int] = []  # a heap: slabs below `_end` that were given back
-        self._end = 0
         self._windows = Windows(self._reservation)
         self._grown = self._given_back = self._grow_failures = 0
         self.last_error: OSError | None = None
@@ -166,19 +164,7 @@ class PageAllocator:
         return not stopped and len(self._slabs) < self._limit_slabs
 
     def _commit_next(self, nid: int) -> None:
-        """Commit the lowest slab that has no memory, so that arena and memory file stay short."""
-        # Taken before anything is called, so that a reentrant call takes another.
-        if self._holes:
-            index = heapq.heappop(self._holes)
-        else:
-            index = self._end
-            self._end += 1
-        try:
-            slab = self._source.commit(index, nid)
-        except BaseException:
-            heapq.heappush(self._holes, index)
-            raise
-        self._slabs[index] = slab
+        index, slab = self._slabs.commit(nid)
         self._grown += 1
         self.arena.add_slab(index, slab.nid)
 
@@ -208,21 +194,19 @@ class PageAllocator:
         return given_back
 
     def _give_back(self, index: int) -> int:
-        slab = self._slabs[index]
         try:
             if not self.arena.remove_slab(index):
                 return 0
         except OSError as error:  # the device would not unmap it: the arena has kept it
             self.last_error = error
             return 0
+        nid = self._slabs[index].nid
         try:
-            self._source.decommit(index, slab)
+            self._slabs.decommit(index)
         except OSError as error:
             self.last_error = error
-            self.arena.add_slab(index, slab.nid)
+            self.arena.add_slab(index, nid)
             return 0
-        del self._slabs[index]
-        heapq.heappush(self._holes, index)
         self._given_back += 1
         return SLAB_SIZE
 
@@ -242,8 +226,8 @@ class PageAllocator:
             self.closed = True
             self.arena.grow = None
             self.shrink()
-            if self._source.file is not None:
-                self._source.file.close()
+            if self._slabs.source.file is not None:
+                self._slabs.source.file.close()
             return not self._slabs
 
     def __enter__(self) -> PageAllocator:
@@ -287,7 +271,7 @@ class PageAllocator:
         Byte ``id << 12`` of the file is page `id`. The allocator owns the descriptor: duplicate it to keep
         it.
         """
-        file = self._source.file
+        file = self._slabs.source.file
         return None if file is None or file.closed else file.fd
 
     def view(self) -> memoryview:
@@ -297,8 +281,7 @@ class PageAllocator:
         device and for looking, not for writing to pages that others hold.
         """
         with self._lock:
-            nr_slabs = self._holes[0] if self._holes else self._end
-            return self._windows.open(nr_slabs * SLAB_SIZE)
+            return self._windows.open(self._slabs.first_hole * SLAB_SIZE)
 
     # -- what it is ------------------------------------------------------------------------------------------
 
@@ -314,7 +297,7 @@ class PageAllocator:
         Reads /proc/self/smaps if there are private slabs: milliseconds.
         """
         with self._lock:
-            kinds = Counter(slab.kind for slab in self._slabs.values())
+            kinds = self._slabs.kinds()
         ordinary = kinds.pop(MemoryKind.ANONYMOUS, 0) + kinds.pop(MemoryKind.THP, 0)
         if ordinary:
             thp_bytes = huge_pages.thp_bytes(self.base_vaddr, self.base_vaddr + self.size_bytes)
@@ -326,7 +309,7 @@ class PageAllocator:
     def nids(self) -> Counter[int]:
         """Where the slabs really are: NUMA node -> slabs of 2 MiB."""
         with self._lock:
-            return Counter(slab.nid for slab in self._slabs.values())
+            return self._slabs.nids()
 
     def describe(self) -> str:
         """Say in one line what the memory is: ``2 MiB huge pages (3 of 4 slabs), rest 4 KiB pages``."""
