@@ -12,6 +12,9 @@ import time
 import traceback
 
 import cython
+from cython.cimports.cpython.exc import PyErr_Fetch, PyErr_Restore, PyErr_WriteUnraisable
+from cython.cimports.cpython.object import PyObject, PyTypeObject
+from cython.cimports.cpython.ref import Py_DECREF, Py_INCREF
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import (
     NO_PAGE,
@@ -28,6 +31,7 @@ from cython.cimports.pagepool._core.arena import (
     pg_with_state,
 )
 from cython.cimports.pagepool._core.atomic import (
+    PP_GIL_DISABLED,
     pp_cas64,
     pp_cas64_gil,
     pp_likely,
@@ -37,7 +41,7 @@ from cython.cimports.pagepool._core.atomic import (
     pp_swap32_gil,
     pp_thread_id,
 )
-from cython.cimports.pagepool._core.page import KIND_DETACHED, KIND_FOREIGN, KIND_FRAGMENT, KIND_HOLDER
+from cython.cimports.pagepool._core.page import KIND_DETACHED, KIND_FOREIGN, KIND_FRAGMENT, KIND_HOLDER, home_of
 from cython.cimports.pagepool._core.tiers import CACHE_SIZE, LEFT_CLOSED, LEFT_REFCNT
 
 from pagepool.errors import DoublePutError, ForeignPageError, PageLeakError, WrongThreadError
@@ -49,20 +53,88 @@ def call_site() -> str:
     return f"{frame.filename}:{frame.lineno} in {frame.name}"
 
 
+def page_died(page):
+    # Page's tp_dealloc, for a page of any pool: the object has no references left. A handle that still holds its
+    # page puts it, then its memory goes to the pool's store.
+    home: Carver = cython.cast(Carver, cython.cast(Page, page).home)
+    dead: Page
+    id: uint32_t
+    if cython.cast(Page, page).live:
+        id = cython.cast(Page, page).id
+        if pp_likely(
+            home.put_thread == pp_thread_id()
+            and home.cache_n < CACHE_SIZE
+            and not PP_GIL_DISABLED
+            and not home.strict
+            and cython.cast(Page, page).kind == KIND_HOLDER
+            and home.pages[id].generation == cython.cast(Page, page).generation
+            and pp_load64(cython.address(home.pages[id].word)) == home.word_lent_handle
+        ):
+            pp_store64(cython.address(home.pages[id].word), home.word_cached)
+            home.pages[id].generation += 1
+            home.cache[home.cache_n] = id
+            home.cache_n += 1
+            home.recycle_cached += 1
+            cython.cast(Page, page).live = 0
+        else:
+            # The long way runs Python: the object must look alive, and a pending exception must not be seen.
+            Py_SET_REFCNT(page, 1)
+            dead = cython.cast(Page, page)
+            home.bury(dead)
+            dead = None
+            if pp_refcnt(page) > 1:  # somebody (an unraisable hook) kept the dead handle: it dies later
+                Py_DECREF(cython.cast(object, page))
+                return
+            Py_SET_REFCNT(page, 0)
+    if not PP_GIL_DISABLED and home.n_kept < KEPT_HANDLES:
+        home.kept[home.n_kept] = page
+        home.n_kept += 1
+        pp_page_uncount(page)
+    else:
+        pp_page_free(page)
+    Py_DECREF(home)  # the handle's; the local one is counted by itself
+
+
 class Carver(Tiers):
     """Base of `PagePool`; not for direct use."""
 
+    def __dealloc__(self):
+        while self.n_kept:
+            self.n_kept -= 1
+            pp_page_forget(self.kept[self.n_kept])
+
     # -- handles -------------------------------------------------------------------------------------------------
 
+    def bury(self, page):
+        # A destructor runs anywhere, also while an exception is on its way: that one is put aside and back.
+        kind: cython.pointer[PyObject] = cython.NULL
+        value: cython.pointer[PyObject] = cython.NULL
+        trace: cython.pointer[PyObject] = cython.NULL
+        PyErr_Fetch(cython.address(kind), cython.address(value), cython.address(trace))
+        try:
+            self.handle_died(page)
+        except BaseException:
+            PyErr_WriteUnraisable(self)
+        PyErr_Restore(kind, value, trace)
+
     def new_page(self, id, kind, offset, length):
-        page: Page = Page.__new__(Page)
-        page.home = self
+        page: Page
+        if pp_likely(self.n_kept != 0):
+            self.n_kept -= 1
+            page = cython.cast(Page, pp_page_revive(self.kept[self.n_kept]))
+            Py_DECREF(page)  # the cast counted it once more
+            Py_INCREF(self)  # `home` counts again
+        else:
+            page = Page.__new__(Page)
+            page.home = cython.cast(cython.pointer[PyObject], self)
+            Py_INCREF(self)
         page.id = id
         page.generation = self.pages[id].generation
         page.kind = kind
         page.offset = offset
         page.length = length
         page.live = 1
+        page.exports = 0
         return page
 
     def take_page(self):
@@ -78,7 +150,8 @@ class Carver(Tiers):
                 word: uint64_t = pp_load64(cython.address(self.pages[id].word))
                 pp_store64(cython.address(self.pages[id].word), pg_with_state(word, PG_LENT) | PG_HANDLE)
                 page = self.new_page(id, KIND_HOLDER, 0, self.object_bytes)
-                self.note_high_water()
+                if self.cache_n < self.mark:
+                    self.note_high_water()
                 if self.alloc_sites is not None:
                     self.alloc_sites[id] = (time.monotonic(), call_site())
         finally:
@@ -86,6 +159,9 @@ class Carver(Tiers):
         return page
 
     def handle_died(self, page):
+        if not page._mine():  # its id went home in a bulk: nothing of ours any more
+            page.live = 0
+            return 0
         id: uint32_t = page.id
         strict: cython.bint = self.strict and page.kind != KIND_FOREIGN
         self.handle_put(page, -1, False)
@@ -96,7 +172,7 @@ class Carver(Tiers):
     def handle_put(self, page, dma_sync_size, allow_direct):
         id: uint32_t = page.id
         if pp_likely(
-            self.put_thread == pp_thread_id() and page.kind == KIND_HOLDER and page.home is self
+            self.put_thread == pp_thread_id() and page.kind == KIND_HOLDER and page.home == cython.cast(cython.pointer[PyObject], self)
             and self.pages[id].generation == page.generation
         ):
             with cython.critical_section(self):
@@ -118,8 +194,8 @@ class Carver(Tiers):
 
     def put_handle_slow(self, page, dma_sync_size, direct):
         id: uint32_t = page.id
-        if page.home is not self:
-            raise ForeignPageError(f"page {id} belongs to {page.home!r}, not to {self!r}")
+        if page.home != cython.cast(cython.pointer[PyObject], self):
+            raise ForeignPageError(f"page {id} belongs to {home_of(page)!r}, not to {self!r}")
         if page.kind < KIND_FOREIGN and page.live and self.pages[id].generation != page.generation:
             page.live = 0  # its id went home in a bulk
         if not pp_swap32_gil(cython.address(page.live), 0):
@@ -247,3 +323,6 @@ class Carver(Tiers):
             ):
                 page.kind = KIND_DETACHED
                 return True
+
+
+pp_page_install(cython.cast(cython.pointer[PyTypeObject], Page), page_died)

@@ -8,7 +8,7 @@ interpreter: allocate one page, give it back, over and over, on the owner's thre
 import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import NO_PAGE
-from cython.cimports.pagepool._core.tiers import Tiers
+from cython.cimports.pagepool._core.tiers import Tiers, give_one, take_one
 
 
 class Empty:
@@ -61,8 +61,9 @@ def fast_path_loop(pool, rounds):
     i: uint64_t
     id: uint32_t = 0
     for i in range(rounds):
-        if pool.alloc_ids(cython.address(id), 1):
-            pool.put_ids(cython.address(id), 1, -1, True)
+        id = take_one(pool)
+        if id != NO_PAGE:
+            give_one(pool, id)
 
 
 def bulk_loop(pool, ids, n, rounds, direct):

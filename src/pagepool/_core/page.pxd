@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 # Header of page.py: the handle, and what it knows of its pool.
 cimport cython
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 
 from pagepool._core.arena cimport Arena, pp_page_t
@@ -15,7 +16,6 @@ cdef class Home:
 
     # The pool's side of a handle.
     cdef int handle_put(self, Page page, int64_t dma_sync_size, bint allow_direct) except -1
-    cdef int handle_died(self, Page page) except -1
     cdef int export_ended(self, Page page) except -1
     cdef uint64_t dma_addr_of(self, uint32_t id) except? 0xFFFFFFFFFFFFFFFF
     cdef str where_put(self, uint32_t id)
@@ -26,11 +26,11 @@ cdef enum:
     KIND_FOREIGN = 2         # holds one foreign reference (get_page)
     KIND_DETACHED = 3        # was a holder; release_page took the page out of the pool
 
-# no_gc: a page refers to its pool, and a pool never to its pages, so a page is in no cycle.
+# No object among its fields, so no garbage collector's header and no traversal: a page refers to its pool through
+# `home`, and a pool never to its pages, so a page is in no cycle.
 @cython.final
-@cython.no_gc
 cdef class Page:
-    cdef Home home
+    cdef PyObject *home                   # the pool: a reference owned while the object lives (see carver.py)
     cdef readonly uint32_t id
     cdef readonly uint32_t generation
     cdef uint32_t live                    # 1 until put; taken by an exchange, so only one put wins
@@ -43,3 +43,6 @@ cdef class Page:
     cdef int _take_reference(self) except -1
     cdef int _must_live(self) except -1
     cdef bint _mine(self) noexcept
+
+cdef inline Home home_of(Page page):
+    return <Home>page.home

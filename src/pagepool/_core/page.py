@@ -35,9 +35,6 @@ class Home:
     def handle_put(self, page, dma_sync_size, allow_direct):
         raise NotImplementedError("a page needs a PagePool")
 
-    def handle_died(self, page):
-        """A handle went without a put."""
-
     def export_ended(self, page):
         raise NotImplementedError("a page needs a PagePool")
 
@@ -66,10 +63,6 @@ class Page:
     def __init__(self):
         raise TypeError("a Page comes from PagePool.alloc_pages(), it is not made")
 
-    def __dealloc__(self):
-        if self._mine():
-            self.home.handle_died(self)
-
     # -- the buffer ----------------------------------------------------------------------------------------------
 
     def __getbuffer__(self, buffer: cython.pointer[Py_buffer], flags: cython.int):
@@ -81,13 +74,13 @@ class Page:
     def __releasebuffer__(self, buffer: cython.pointer[Py_buffer]):
         with cython.critical_section(self):
             self.exports -= 1
-        self.home.export_ended(self)
+        home_of(self).export_ended(self)
 
     def _take_reference(self):
         # One more reference of the kind this handle holds, taken only while it holds one: another thread may be
         # putting the page this very moment, and a page that is home must not be touched.
         one: uint64_t = cython.cast(uint64_t, 1) << (PG_MM_SHIFT if self.kind >= KIND_FOREIGN else PG_REF_SHIFT)
-        at: cython.pointer[uint64_t] = cython.address(self.home.pages[self.id].word)
+        at: cython.pointer[uint64_t] = cython.address(home_of(self).pages[self.id].word)
         while True:
             self._must_live()
             word: uint64_t = pp_load64(at)
@@ -98,25 +91,25 @@ class Page:
             if pp_cas64(at, word, word + one):
                 break
         if not self._mine():  # put and lent again between the look and the exchange
-            self.home.export_ended(self)
+            home_of(self).export_ended(self)
             self._must_live()
         return 0
 
     def _at(self, index):
         return cython.cast(
             cython.p_char,
-            self.home.arena.base_vaddr + (cython.cast(uint64_t, self.id) << 12) + self.offset + index,
+            home_of(self).arena.base_vaddr + (cython.cast(uint64_t, self.id) << 12) + self.offset + index,
         )
 
     def _mine(self):
         # Does the page still belong to this handle? A foreign or detached handle owns its reference for sure.
         return self.live != 0 and (
-            self.kind >= KIND_FOREIGN or self.home.pages[self.id].generation == self.generation
+            self.kind >= KIND_FOREIGN or home_of(self).pages[self.id].generation == self.generation
         )
 
     def _must_live(self):
         if not self._mine():
-            raise DeadPageError(f"page {self.id} was put{self.home.where_put(self.id)}; this handle is dead")
+            raise DeadPageError(f"page {self.id} was put{home_of(self).where_put(self.id)}; this handle is dead")
         return 0
 
     def __len__(self) -> int:
@@ -157,13 +150,13 @@ class Page:
     @property
     def pool(self):
         """The `PagePool` it came from."""
-        return self.home
+        return home_of(self)
 
     @property
     def vaddr(self) -> int:
         """Where the CPU finds its first byte."""
         self._must_live()
-        return self.home.arena.base_vaddr + (cython.cast(uint64_t, self.id) << 12) + self.offset
+        return home_of(self).arena.base_vaddr + (cython.cast(uint64_t, self.id) << 12) + self.offset
 
     @property
     def dma_addr(self) -> int:
@@ -175,18 +168,18 @@ class Page:
             The pool maps nothing, or the page was unmapped when it left the pool.
         """
         self._must_live()
-        return self.home.dma_addr_of(self.id) + self.offset
+        return home_of(self).dma_addr_of(self.id) + self.offset
 
     @property
     def nid(self) -> int:
         """NUMA node of its memory."""
-        return self.home.pages[self.id].nid
+        return home_of(self).pages[self.id].nid
 
     @property
     def refcount(self) -> int:
         """Pool references (holder, fragments, buffers) plus foreign references."""
         self._must_live()
-        word: uint64_t = pp_load64(cython.address(self.home.pages[self.id].word))
+        word: uint64_t = pp_load64(cython.address(home_of(self).pages[self.id].word))
         if pg_state(word) == PG_DETACHED:
             return pg_mm(word)
         return pg_refs(word) + pg_mm(word) - 1
@@ -200,7 +193,7 @@ class Page:
 
     def put(self, dma_sync_size: int = -1, allow_direct: bool = False) -> None:
         """Give the page back: ``pool.put_page(page, ...)``."""
-        self.home.handle_put(self, dma_sync_size, allow_direct)
+        home_of(self).handle_put(self, dma_sync_size, allow_direct)
 
     def __enter__(self):
         self._must_live()
@@ -216,6 +209,6 @@ class Page:
     def __repr__(self) -> str:
         if not self._mine():
             return f"<Page {self.id}: dead>"
-        state = pg_state(pp_load64(cython.address(self.home.pages[self.id].word)))
+        state = pg_state(pp_load64(cython.address(home_of(self).pages[self.id].word)))
         kind = _KINDS[self.kind] if state in (PG_LENT, PG_DETACHED) else "lost"
         return f"<Page {self.id}: {self.length} bytes at vaddr {self.vaddr:#x}, {kind}>"

@@ -20,6 +20,7 @@ from cython.cimports.cpython.buffer import (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
+from cython.cimports.cpython.object import PyObject
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import (
     NO_PAGE,
@@ -181,7 +182,8 @@ class PagePool(Carver):
                 id = self.get_one() if self.alloc_thread != 0 else NO_PAGE
                 if pp_likely(id != NO_PAGE):
                     pp_store64(cython.address(self.pages[id].word), self.word_lent_handle)
-                    self.note_high_water()
+                    if self.cache_n < self.mark:
+                        self.note_high_water()
                     page = self.new_page(id, KIND_HOLDER, 0, self.object_bytes)
                     return page
         try:
@@ -268,7 +270,7 @@ class PagePool(Carver):
         -----
         Context: any thread.
         """
-        if page is None or page.home is not self:
+        if page is None or page.home != cython.cast(cython.pointer[PyObject], self):
             raise ForeignPageError(f"{page!r} does not belong to {self!r}")
         page._must_live()
         if page.kind != KIND_HOLDER or not self.detach(page):
@@ -286,7 +288,7 @@ class PagePool(Carver):
             A handle of its own on the same memory. As long as it lives, a put of the page does not recycle it: the
             page is unmapped and leaves the pool, and the memory follows when this handle goes.
         """
-        if page is None or page.home is not self:
+        if page is None or page.home != cython.cast(cython.pointer[PyObject], self):
             raise ForeignPageError(f"{page!r} does not belong to {self!r}")
         return self.foreign(page)
 

@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 
 from pagepool._core.arena cimport NO_PAGE, pp_page_t
-from pagepool._core.atomic cimport pp_load64, pp_store64
+from pagepool._core.atomic cimport pp_likely, pp_load64, pp_store64, pp_unlikely
 from pagepool._core.dma_map cimport DmaMap
 from pagepool._core.page cimport Home, Page
 from pagepool._core.ptr_ring cimport PtrRing
@@ -33,6 +33,7 @@ cdef class Tiers(Home):
     cdef uint32_t cache_n
     cdef uint32_t hold_cnt                # free-running, modulo 2**32
     cdef uint32_t high_water              # most objects that were ever lent at once
+    cdef uint32_t mark                    # no new record while the cache holds at least so many
     cdef uint64_t word_cached             # what a page's word is in each state, as long as nothing special is up
     cdef uint64_t word_ringed
     cdef uint64_t word_lent
@@ -90,6 +91,10 @@ cdef class Tiers(Home):
     cdef uint32_t slow(self) except? NO_PAGE
     cdef uint32_t slow_noexcept(self) noexcept
     cdef int enter_page(self, uint32_t id) except -1
+    cdef uint32_t hit_run(self, uint32_t *out, uint32_t n) noexcept nogil
+    cdef uint32_t cache_run(self, const uint32_t *ids, uint32_t n) noexcept nogil
+    cdef uint32_t ring_run(self, const uint32_t *ids, uint32_t n) noexcept nogil
+    cdef bint seize(self, uint32_t id) noexcept nogil
     cdef int put_id(self, uint32_t id, int64_t dma_sync_size, bint direct) except -1
     cdef int put_id_noexcept(self, uint32_t id, int64_t dma_sync_size, bint direct) noexcept
     cdef int last_reference(self, uint32_t id, uint64_t word, int64_t dma_sync_size, bint direct) except -1
@@ -102,3 +107,29 @@ cdef class Tiers(Home):
     cdef uint32_t lent_now(self) noexcept nogil
     cdef int set_fast_threads(self) except -1
     cdef int raise_pending(self) except -1
+
+# One page each way for compiled loops on the owner's thread, between enter_owner and leave_owner.
+cdef inline uint32_t take_one(Tiers self) noexcept nogil:
+    cdef uint32_t id
+    if pp_likely(self.cache_n != 0):
+        id = self.cache[self.cache_n - 1]
+        if pp_likely(pp_load64(&self.pages[id].word) == self.word_cached):
+            pp_store64(&self.pages[id].word, self.word_lent)
+            self.cache_n -= 1
+            self.alloc_fast += 1
+            if pp_unlikely(self.cache_n < self.mark):
+                self.note_high_water()
+            return id
+    if self.alloc_ids(&id, 1):
+        return id
+    return NO_PAGE
+
+cdef inline bint give_one(Tiers self, uint32_t id) noexcept nogil:
+    if pp_likely(id < self.nr_pages and self.cache_n < CACHE_SIZE and self.put_thread != 0):
+        if pp_likely(pp_load64(&self.pages[id].word) == self.word_lent):
+            pp_store64(&self.pages[id].word, self.word_cached)
+            self.cache[self.cache_n] = id
+            self.cache_n += 1
+            self.recycle_cached += 1
+            return True
+    return self.put_ids(&id, 1, -1, True) != 0

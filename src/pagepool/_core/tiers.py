@@ -38,6 +38,7 @@ from cython.cimports.pagepool._core.arena import (
     pg_state,
     pg_with_state,
     pg_word,
+    pp_page_t,
 )
 from cython.cimports.pagepool._core.atomic import (
     pp_add32,
@@ -248,6 +249,7 @@ class Tiers(Home):
                 raise
         pp_store64(cython.address(self.pages[id].word), pg_word(PG_CACHED, self.slot, flags))
         self.hold_cnt += 1
+        self.mark += 1
         if self.observer is not None:
             self.observer("hold", id, self.hold_cnt)
         return 0
@@ -255,23 +257,9 @@ class Tiers(Home):
     def alloc_ids(self, out, n):
         done: uint32_t = 0
         id: uint32_t
-        hits: uint32_t
-        at: uint32_t
         special: uint64_t
-        while done < n:
-            hits = 0
-            at = self.cache_n
-            while at and done < n:
-                at -= 1
-                id = self.cache[at]
-                if pp_unlikely(pp_load64(cython.address(self.pages[id].word)) != self.word_cached):
-                    continue
-                pp_store64(cython.address(self.pages[id].word), self.word_lent)
-                out[done] = id
-                done += 1
-                hits += 1
-            self.cache_n = at
-            self.alloc_fast += hits
+        while True:
+            done += self.hit_run(out + done, n - done)
             if done == n:
                 break
             id = self.refill()
@@ -284,7 +272,29 @@ class Tiers(Home):
             pp_store64(cython.address(self.pages[id].word), self.word_lent | special)
             out[done] = id
             done += 1
-        self.note_high_water()
+        if self.cache_n < self.mark:
+            self.note_high_water()
+        return done
+
+    def hit_run(self, out, n):
+        # As many as the cache has, newest first. Locals, because a store to a page's word could be a store to any
+        # field of the pool for all the compiler knows.
+        done: uint32_t = 0
+        id: uint32_t
+        at: uint32_t = self.cache_n
+        pages: cython.pointer[pp_page_t] = self.pages
+        home: uint64_t = self.word_cached
+        lent: uint64_t = self.word_lent
+        while done < n and at:
+            at -= 1
+            id = self.cache[at]
+            if pp_unlikely(pp_load64(cython.address(pages[id].word)) != home):
+                continue
+            pp_store64(cython.address(pages[id].word), lent)
+            out[done] = id
+            done += 1
+        self.cache_n = at
+        self.alloc_fast += done
         return done
 
     def lent_now(self):
@@ -296,104 +306,117 @@ class Tiers(Home):
         )
 
     def note_high_water(self):
-        # The ring is looked at only when there may be a new record: lent is never more than this first figure.
-        lent: uint32_t = self.hold_cnt - pp_load32(cython.address(self.release_cnt)) - self.cache_n
+        # A record needs fewer than `mark` pages at home. Pages in the ring are at home too, so the ring is looked at
+        # (and its cache line fetched from the producers) only below the mark.
+        held: uint32_t = self.hold_cnt - pp_load32(cython.address(self.release_cnt))
+        lent: uint32_t = held - self.cache_n - self.ring.count()
         if cython.cast(int32_t, lent - self.high_water) > 0:
-            lent -= self.ring.count()
-            if cython.cast(int32_t, lent - self.high_water) > 0:
-                self.high_water = lent
+            self.high_water = lent
+        self.mark = held - self.high_water if held > self.high_water else 0
 
     # -- giving back ---------------------------------------------------------------------------------------------
 
     def put_ids(self, ids, n, dma_sync_size, direct):
-        # A batch home. `direct`: the caller is the owner (between enter_owner and leave_owner). Pages about which
-        # nothing is special go to the cache, then under one producer lock to the ring; the rest one by one.
+        # A batch home. `direct`: the caller is the owner (between enter_owner and leave_owner). Runs of plain pages go
+        # to the cache, then under one producer lock to the ring; a page about which anything is special goes alone.
         i: uint32_t = 0
+        run: uint32_t
         done: uint32_t = 0
-        id: uint32_t
-        word: uint64_t
-        odd: uint32_t[64]  # not as the fast way expects: looked at one by one
-        spill: uint32_t[64]  # good pages that the ring has no room for
-        n_odd: uint32_t
-        n_spill: uint32_t
-        first: uint32_t
-        k: uint32_t
-        at: uint32_t
-        room: uint32_t
         full: cython.bint = False
-        if self.sync or not self.open:
-            for i in range(n):
+        plain: cython.bint = self.open and not self.sync
+        while i < n:
+            if plain and direct:
+                run = self.cache_run(ids + i, n - i)
+                i += run
+                done += run
+                if i == n:
+                    break
+            if plain and (not direct or self.cache_n == CACHE_SIZE):
+                run = self.ring_run(ids + i, n - i)
+                i += run
+                done += run
+                if direct:
+                    self.recycle_cache_full += run
+                if i == n:
+                    break
+            if plain and self.ring.room_locked() == 0 and ids[i] < self.nr_pages and self.seize(ids[i]):
+                if direct:
+                    self.recycle_cache_full += 1
+                if not full:  # the kernel counts a full ring once for a bulk
+                    pp_add64(cython.address(self.ring.nr_full), 1)
+                    full = True
+                with cython.gil:
+                    self.leave_noexcept(ids[i], LEFT_RING_FULL)
+                done += 1
+            else:
                 with cython.gil:
                     done += self.put_id_noexcept(ids[i], dma_sync_size, direct)
-            return done
-        while i < n:
-            n_odd = 0
-            n_spill = 0
-            if direct:
-                at = self.cache_n
-                first = at
-                while i < n and at < CACHE_SIZE and n_odd < 64:
-                    id = ids[i]
-                    i += 1
-                    if pp_unlikely(id >= self.nr_pages):
-                        odd[n_odd] = id
-                        n_odd += 1
-                        continue
-                    word = pp_load64(cython.address(self.pages[id].word))
-                    if pp_unlikely(word != self.word_lent):
-                        if word != self.word_lent_handle:
-                            odd[n_odd] = id
-                            n_odd += 1
-                            continue
-                        self.pages[id].generation += 1
-                    pp_store64(cython.address(self.pages[id].word), self.word_cached)
-                    self.cache[at] = id
-                    at += 1
-                self.cache_n = at
-                self.recycle_cached += at - first
-                done += at - first
-            if i < n and n_odd == 0:
-                first = i
-                pp_lock(cython.address(self.ring.lock))
-                room = self.ring.room_locked()
-                while i < n and n_odd < 64 and n_spill < 64:
-                    id = ids[i]
-                    i += 1
-                    if pp_unlikely(id >= self.nr_pages or self.ring.closed):
-                        odd[n_odd] = id
-                        n_odd += 1
-                        continue
-                    word = pp_load64(cython.address(self.pages[id].word))
-                    if pp_unlikely(word != self.word_lent):
-                        if word != self.word_lent_handle:
-                            odd[n_odd] = id
-                            n_odd += 1
-                            continue
-                        self.pages[id].generation += 1
-                    if room:
-                        pp_store64(cython.address(self.pages[id].word), self.word_ringed)
-                        self.ring.push_locked(id)
-                        self.ring.nr_produced += 1
-                        room -= 1
-                        done += 1
-                    else:
-                        pp_store64(cython.address(self.pages[id].word), pg_with_state(word, PG_FRESH))
-                        spill[n_spill] = id
-                        n_spill += 1
-                if n_spill and not full:  # the kernel counts a full ring once for a bulk
-                    self.ring.nr_full += 1
-                    full = True
-                pp_unlock(cython.address(self.ring.lock))
-                if direct:
-                    self.recycle_cache_full += i - first - n_odd
-            if n_spill or n_odd:
-                with cython.gil:
-                    for k in range(n_spill):
-                        self.leave_noexcept(spill[k], LEFT_RING_FULL)
-                    for k in range(n_odd):
-                        done += self.put_id_noexcept(odd[k], dma_sync_size, False)
-                done += n_spill
+            i += 1
         return done
+
+    def cache_run(self, ids, n):
+        # As many leading plain pages as the cache has room for. A function of its own keeps its few values in registers.
+        i: uint32_t = 0
+        id: uint32_t
+        at: uint32_t = self.cache_n
+        cache: cython.pointer[uint32_t] = self.cache + at
+        word: uint64_t
+        pages: cython.pointer[pp_page_t] = self.pages
+        nr_pages: uint32_t = self.nr_pages
+        home: uint64_t = self.word_cached
+        lent: uint64_t = self.word_lent
+        if n > CACHE_SIZE - at:
+            n = CACHE_SIZE - at
+        while i < n:
+            id = ids[i]
+            if pp_unlikely(id >= nr_pages):
+                break
+            word = pp_load64(cython.address(pages[id].word))
+            if pp_unlikely(word != lent):
+                if word != self.word_lent_handle:
+                    break
+                pages[id].generation += 1
+            pp_store64(cython.address(pages[id].word), home)
+            cache[i] = id
+            i += 1
+        self.cache_n = at + i
+        self.recycle_cached += i
+        return i
+
+    def ring_run(self, ids, n):
+        # As many leading plain pages as the ring has room for, under one lock.
+        i: uint32_t = 0
+        word: uint64_t
+        pages: cython.pointer[pp_page_t] = self.pages
+        pp_lock(cython.address(self.ring.lock))
+        if self.ring.closed:
+            n = 0
+        elif n > self.ring.room_locked():
+            n = self.ring.room_locked()
+        while i < n and ids[i] < self.nr_pages:
+            word = pp_load64(cython.address(pages[ids[i]].word))
+            if pp_unlikely(word != self.word_lent):
+                if word != self.word_lent_handle:
+                    break
+                pages[ids[i]].generation += 1
+            pp_store64(cython.address(pages[ids[i]].word), self.word_ringed)
+            self.ring.push_locked(ids[i])
+            i += 1
+        self.ring.nr_produced += i
+        pp_unlock(cython.address(self.ring.lock))
+        return i
+
+    def seize(self, id):
+        # Take a plain lent page out of everybody's reach; false if it is not that.
+        at: cython.pointer[uint64_t] = cython.address(self.pages[id].word)
+        word: uint64_t = pp_load64(at)
+        if word != self.word_lent and word != self.word_lent_handle:
+            return False
+        if not pp_cas64(at, word, pg_with_state(word, PG_FRESH)):
+            return False
+        if word & PG_HANDLE:
+            self.pages[id].generation += 1
+        return True
 
     def put_id_noexcept(self, id, dma_sync_size, direct):
         if id >= self.nr_pages:
