@@ -7,11 +7,9 @@ import ctypes
 import mmap
 import time
 
-from pagepool.drivers.af_xdp.bpf import PerCpuArrayMap, XskMap
-from pagepool.drivers.af_xdp.bpf_program import XdpLink, XdpProgram
 from pagepool.drivers.af_xdp.ring_map import RingMap
 from pagepool.drivers.af_xdp.socket import BindFlag, RingSizes, XdpSocket
-from pagepool.drivers.af_xdp.xdp_program import steering_code
+from pagepool.drivers.af_xdp.steering import Steering, WantedMode
 
 CHUNK_BYTES = 4096
 
@@ -28,20 +26,6 @@ class Umem:
     def close(self) -> None:
         del self._hold
         self.map.close()
-
-
-class Steering:
-    """Map, counters, program and link of one interface."""
-
-    def __init__(self, ifindex: int, filter: str = "all", mode: str = "auto", *, frags: bool = False) -> None:
-        self.xsks, self.counters = XskMap(64), PerCpuArrayMap(3)
-        code = steering_code(self.xsks, self.counters, filter, generic=mode == "generic")
-        self.program = XdpProgram(code, frags=frags)
-        self.link = XdpLink(self.program, ifindex, mode)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        for part in (self.link, self.program, self.xsks, self.counters):
-            part.close()
 
 
 def word(vaddr: int) -> ctypes.c_uint32:
@@ -71,6 +55,11 @@ def received(ring: RingMap, umem: Umem, count: int, timeout: float = 2.0) -> lis
         frames.append(umem.map[at : at + word(slot + 8).value])
         consumer.value += 1
     return frames
+
+
+def steer(ifindex: int, filter: str = "all", mode: WantedMode = "auto", ifname: str = "near") -> Steering:
+    """Attach a steering program of its own, past the sharing by interface."""
+    return Steering(ifname, ifindex, filter, mode)
 
 
 SMALL = RingSizes(rx=64, tx=64, fill=64, completion=64)

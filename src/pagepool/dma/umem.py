@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The UMEM of an AF_XDP socket as a DMA device: the whole arena is registered once, and stays so.
 
-A UMEM is addressed by byte offset from its start, so ``dma_addr`` of page 0 is 0 and no table is needed; the kernel pins and
-maps the memory itself and keeps it coherent. This file registers nothing: the driver says how.
+A UMEM is addressed by byte offset from its start, so ``dma_addr`` of page 0 is 0 and no table is needed; the
+kernel pins and maps the memory itself and keeps it coherent. This file registers nothing: the driver says
+how.
 
 Source: Documentation/networking/af_xdp.rst.
 """

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The four rings of one AF_XDP socket: frames in, pages out, without the GIL and without a Python object per frame.
+"""The four rings of one AF_XDP socket: frames in, pages out, and no Python object per frame.
 
-One `XskRings.poll` brings home what was sent, takes what came in and gives the kernel new pages. It makes no decision and
-opens no socket. Indices are published with release and read with acquire, as Documentation/networking/af_xdp.rst
-and the kernel's ``net/xdp/xsk_queue.h`` ask for: the kernel's side pairs with ours.
+One `XskRings.poll` brings home what was sent, takes what came in and gives the kernel new pages. It makes no
+decision and opens no socket. Indices are published with release and read with acquire, as
+Documentation/networking/af_xdp.rst and the kernel's ``net/xdp/xsk_queue.h`` ask for: the kernel's side pairs
+with ours.
 
-Invariant: a page is in at most one of our rings, and `where` says which; a descriptor of the kernel's that contradicts it
-is counted and dropped, never believed. So nothing that comes out of a ring can name a page twice or none of ours.
+Invariant: a page is in at most one of our rings, and `where` says which; a descriptor of the kernel's that
+contradicts it is counted and dropped, never believed. So nothing that comes out of a ring can name a page
+twice or none of ours.
 """
 
 import time
@@ -80,7 +82,7 @@ class XskRings:
         free(self.where)
         free(self.strangers)
 
-    # -- receive -----------------------------------------------------------------------------------------------
+    # -- receive -----------------------------------------------------------------------------------------
 
     def poll(self, block, budget: uint32_t):
         """Bring home what was sent, take up to `budget` frames, give the kernel new pages.
@@ -88,8 +90,8 @@ class XskRings:
         Parameters
         ----------
         block : writable buffer, (3, >= budget) uint32
-            Gets ids in its first row, lengths (bytes) in its second, offsets in its page (bytes) in its third. The
-            third is written only where the offsets differ; else `offset` has them all.
+            Gets ids in its first row, lengths (bytes) in its second, offsets in its page (bytes) in its
+            third. The third is written only where the offsets differ; else `offset` has them all.
         budget : int
             Frames.
 
@@ -100,8 +102,9 @@ class XskRings:
 
         Notes
         -----
-        Context: the owner. From a budget of 128 on, other threads run meanwhile (no GIL); below, taking the GIL back
-        costs more than the poll. At most one system call, and only where the kernel asks for it or `busy_poll` does.
+        Context: the owner. From a budget of 128 on, other threads run meanwhile (no GIL); below, taking the
+        GIL back costs more than the poll. At most one system call, and only where the kernel asks for it or
+        `busy_poll` does.
         """
         view: Py_buffer
         n: uint32_t
@@ -116,7 +119,9 @@ class XskRings:
         try:
             row = cython.cast(uint32_t, view.len // 12)
             if budget > row:
-                raise ValueError(f"a budget of {budget} frames needs a block of {12 * budget} bytes, not {view.len}")
+                raise ValueError(
+                    f"a budget of {budget} frames needs a block of {12 * budget} bytes, not {view.len}"
+                )
             at = cython.cast(cython.pointer[uint32_t], view.buf)
             self.pool.enter_owner()
             if budget >= NOGIL_FRAMES or self.busy_poll:
@@ -145,7 +150,8 @@ class XskRings:
         return n
 
     def _take(self, ids, lengths, offsets, budget):
-        # The rx ring. Acquire pairs with the kernel's release of the producer: the descriptors below are whole.
+        # The rx ring. Acquire pairs with the kernel's release of the producer: the descriptors below are
+        # whole.
         n: uint32_t
         i: uint32_t
         k: uint32_t = 0
@@ -154,13 +160,14 @@ class XskRings:
         first: uint32_t = 0
         mixed: cython.bint = False
         desc: cython.pointer[xsk_desc_t]
+        entries: cython.pointer[xsk_desc_t] = cython.cast(cython.pointer[xsk_desc_t], self.rx.entries)
         if self.rx.size == 0:
             return 0
         n = pp_load32_acquire(self.rx.producer) - self.rx.mine
         if n > budget:
             n = budget
         for i in range(n):
-            desc = cython.cast(cython.pointer[xsk_desc_t], self.rx.entries) + ((self.rx.mine + i) & self.rx.mask)
+            desc = entries + ((self.rx.mine + i) & self.rx.mask)
             if pp_unlikely(desc.addr >> CHUNK_SHIFT >= self.nr_pages):
                 self.bad_descriptors += 1
                 continue
@@ -191,7 +198,8 @@ class XskRings:
         return k
 
     def _fill_up(self):
-        # The fill ring, from the pool. The kernel masks the offset to its chunk, so the page's first byte will do.
+        # The fill ring, from the pool. The kernel masks the offset to its chunk, so the page's first byte
+        # will do.
         ids: uint32_t[BURST]
         room: uint32_t
         want: uint32_t
@@ -237,7 +245,7 @@ class XskRings:
             self.rx_kicks += 1
             recvfrom(self.fd, cython.NULL, 0, MSG_DONTWAIT, cython.NULL, cython.NULL)
 
-    # -- transmit ----------------------------------------------------------------------------------------------
+    # -- transmit ----------------------------------------------------------------------------------------
 
     def transmit(self, ids, lengths, offsets, source: Tiers = None) -> int:
         """Queue frames for sending; `kick` sends them.
@@ -252,8 +260,8 @@ class XskRings:
         Returns
         -------
         int
-            How many of the first were taken. It ends where the ring is full, and at a page that is not lent by the
-            pool, is in a ring already, or whose frame does not lie in it.
+            How many of the first were taken. It ends where the ring is full, and at a page that is not lent
+            by the pool, is in a ring already, or whose frame does not lie in it.
 
         Notes
         -----
@@ -300,6 +308,7 @@ class XskRings:
         id: uint32_t
         word: uint64_t
         desc: cython.pointer[xsk_desc_t]
+        entries: cython.pointer[xsk_desc_t] = cython.cast(cython.pointer[xsk_desc_t], self.tx.entries)
         if self.tx.size == 0:
             return 0
         pp_lock(cython.address(self.tx_lock))
@@ -316,7 +325,7 @@ class XskRings:
             if lengths[done] < MIN_TX_BYTES:
                 break
             self.where[id] = AT_TX
-            desc = cython.cast(cython.pointer[xsk_desc_t], self.tx.entries) + ((self.tx.mine + done) & self.tx.mask)
+            desc = entries + ((self.tx.mine + done) & self.tx.mask)
             desc.addr = (cython.cast(uint64_t, id) << CHUNK_SHIFT) + offsets[done]
             desc.len = lengths[done]
             desc.options = 0
@@ -335,12 +344,13 @@ class XskRings:
         Returns
         -------
         int
-            0, or the errno of a refusal that no retry mends (``ENETDOWN``, ``ENXIO``: the device is down or gone).
+            0, or the errno of a refusal that no retry mends (``ENETDOWN``, ``ENXIO``: the device is down or
+            gone).
 
         Notes
         -----
-        Context: any thread; without the GIL. In copy mode the frames are sent inside this call; what finds no room
-        stays queued for the next one.
+        Context: any thread; without the GIL. In copy mode the frames are sent inside this call; what finds no
+        room stays queued for the next one.
         """
         result: cython.int = 0
         self._enter()
@@ -393,7 +403,8 @@ class XskRings:
         if self.completion.size == 0:
             return 0
         while True:
-            # The lock is not held over the pool: its slow path may want the GIL, and a holder of the GIL this lock.
+            # The lock is not held over the pool: its slow path may want the GIL, and a holder of the GIL this
+            # lock.
             pp_lock(cython.address(self.completion_lock))
             there = pp_load32_acquire(self.completion.producer) - self.completion.mine
             n = there if there < BURST else BURST
@@ -427,7 +438,8 @@ class XskRings:
                 return total
 
     def _send_home(self):
-        # Pages that other queues redirected here go back to their own pools, by the ring, for we are not their owner.
+        # Pages that other queues redirected here go back to their own pools, by the ring, for we are not
+        # their owner.
         id: uint32_t
         slot: uint32_t
         pool: Tiers
@@ -446,7 +458,7 @@ class XskRings:
             else:
                 pool.put_ids(cython.address(id), 1, -1, False)
 
-    # -- end ---------------------------------------------------------------------------------------------------
+    # -- end ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Forget the mappings; the caller unmaps them and closes the socket, then calls `take_back`."""
@@ -489,7 +501,8 @@ class XskRings:
         return done
 
     def _enter(self):
-        # Counted before `closed` is read, and `close` reads the count after it wrote `closed`: one of them sees the other.
+        # Counted before `closed` is read, and `close` reads the count after it wrote `closed`: one of them
+        # sees the other.
         pp_add32(cython.address(self.inside), 1)
         if self.closed:
             pp_add32(cython.address(self.inside), 0xFFFFFFFF)
@@ -500,7 +513,7 @@ class XskRings:
         pp_add32(cython.address(self.inside), 0xFFFFFFFF)
         return 0
 
-    # -- figures -----------------------------------------------------------------------------------------------
+    # -- figures -----------------------------------------------------------------------------------------
 
     @property
     def nr_fill(self) -> int:

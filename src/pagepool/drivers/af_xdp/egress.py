@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Where the frames of a batch leave a queue: its tx ring, the kernel's stack, and the tx ring of another queue.
+"""Where frames leave a queue: its tx ring, the kernel's stack, the tx ring of another queue.
 
-The taking half of `XdpDriver`. It never polls. Invariant: a page that was accepted here goes home exactly once: when the
-kernel has sent it, or at once where its bytes were copied.
+The taking half of `XdpDriver`. It never polls. Invariant: a page that was accepted here goes home exactly
+once: when the kernel has sent it, or at once where its bytes were copied.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The network namespace that a queue was opened in, and a way back into it.
 
-Sockets remember their namespace; system calls that name an interface by its index do not. So a thread that polls a queue
-of another namespace goes back for the length of such a call. Nothing is created here.
+Sockets remember their namespace; system calls that name an interface by its index do not. So a thread that
+polls a queue of another namespace goes back for the length of such a call. Nothing is created here.
 
 Sources: setns(2), network_namespaces(7).
 """

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """`AfXdpQueue`: one queue of a network interface in user space; its pool is the UMEM.
 
-It joins what the other files of this package do one each: socket, steering program, rings, ways out. Pages go round
-pool -> fill ring -> kernel -> rx ring -> batch -> verdict -> pool, and in the steady state nothing else is touched.
+It joins what the other files of this package do one each: socket, steering program, rings, ways out. Pages go
+round pool -> fill ring -> kernel -> rx ring -> batch -> verdict -> pool, and in the steady state nothing else
+is touched.
 
-Invariant: after `close` every page that the queue or the kernel had is back in its pool, whatever happened in between.
+Invariant: after `close` every page that the queue or the kernel had is back in its pool, whatever happened in
+between.
 """
 
 from __future__ import annotations
@@ -59,29 +61,30 @@ class AfXdpQueue:
     queue : int
         Its queue.
     frames : int, optional
-        Pages of 4096 bytes in the UMEM, rounded up to 2 MiB; all are pinned. By default what the rings can hold and
-        512 more.
+        Pages of 4096 bytes in the UMEM, rounded up to 2 MiB; all are pinned. By default what the rings can
+        hold and 512 more.
     rx_ring, tx_ring : int
         Entries, powers of two. The fill ring is as long as the rx ring, the completion ring as the tx ring.
     pool_size : int, optional
         Entries of the pool's ptr_ring; by default enough for all pages.
     filter : str
-        Which frames to take, see `pagepool.drivers.af_xdp.filter`; all others go to the kernel's stack. Shared by all
-        queues of the interface.
+        Which frames to take, see `pagepool.drivers.af_xdp.filter`; all others go to the kernel's stack.
+        Shared by all queues of the interface.
     mode : {"auto", "native", "generic"}
         Where the XDP program is attached; ``auto`` is native where the driver can.
     zerocopy : bool, optional
         True: or fail; False: never; None: where the driver can. `is_zerocopy` says which it became.
     busy_poll : float or bool
-        Microseconds to go on polling without frames before sleeping; True for never sleeping. Also asks the kernel to
-        poll the device from our thread, where it can.
+        Microseconds to go on polling without frames before sleeping; True for never sleeping. Also asks the
+        kernel to poll the device from our thread, where it can.
     need_wakeup : bool
         Let the kernel say when it wants a system call.
     share_umem_with : AfXdpQueue, optional
-        An open queue whose memory to use: frames can then be redirected between the two without a copy. Mode of
-        copying and memory are its.
+        An open queue whose memory to use: frames can then be redirected between the two without a copy. Mode
+        of copying and memory are its.
     memory : PageAllocator, MemoryKind or str, optional
-        What the UMEM is made of; by default huge pages where there are any. An allocator must be ``commit=True``.
+        What the UMEM is made of; by default huge pages where there are any. An allocator must be
+        ``commit=True``.
 
     Raises
     ------
@@ -107,10 +110,11 @@ class AfXdpQueue:
 
     Notes
     -----
-    A frame may have 3840 bytes less the driver's own headroom; longer ones are dropped and counted by the socket.
+    A frame may have 3840 bytes less the driver's own headroom; longer ones are dropped and counted by the
+    socket.
 
-    Context: one thread polls (the owner of `pool`); `xdp_xmit`, `stats` and `close` from any. A forked child loses the
-    queue, the parent keeps it.
+    Context: one thread polls (the owner of `pool`); `xdp_xmit`, `stats` and `close` from any. A forked child
+    loses the queue, the parent keeps it.
     """
 
     def __init__(
@@ -183,7 +187,7 @@ class AfXdpQueue:
         guard.install()
         _open_queues.add(self)
 
-    # -- receive ---------------------------------------------------------------------------------------------
+    # -- receive -----------------------------------------------------------------------------------------
 
     def poll(self, budget: int = 64) -> XdpBatch | None:
         """Take up to `budget` frames; complete the batch before.
@@ -191,7 +195,8 @@ class AfXdpQueue:
         Returns
         -------
         XdpBatch or None
-            None where there is no frame. The batch is alive until it is completed, at the latest by the next poll.
+            None where there is no frame. The batch is alive until it is completed, at the latest by the next
+            poll.
 
         Raises
         ------
@@ -204,7 +209,8 @@ class AfXdpQueue:
 
         Notes
         -----
-        Context: one thread; the first to poll becomes the owner of the pool. No system call, unless the driver asks for one.
+        Context: one thread; the first to poll becomes the owner of the pool. No system call, unless the
+        driver asks for one.
         """
         if self._batch is not None:
             self._batch.complete()
@@ -330,7 +336,7 @@ class AfXdpQueue:
         """Return the socket, readable when there are frames: for epoll, asyncio and the like."""
         return self._socket.fileno()
 
-    # -- the verdicts' ways out (XdpDriver) ------------------------------------------------------------------
+    # -- the verdicts' ways out (XdpDriver) --------------------------------------------------------------
 
     def transmit(self, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
         """Queue frames of this pool for sending; see `XdpDriver`."""
@@ -356,7 +362,7 @@ class AfXdpQueue:
         finally:
             guard.leave()
 
-    # -- end -------------------------------------------------------------------------------------------------
+    # -- end ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Stop receiving, send what is queued (50 ms at most), and bring every page home. Idempotent.
@@ -398,7 +404,8 @@ class AfXdpQueue:
         self._rings.close()
         self._socket.close()
         if self.is_zerocopy:
-            # The driver gives its descriptors back a little after the close; until then it may write to pages.
+            # The driver gives its descriptors back a little after the close; until then it may write to
+            # pages.
             time.sleep(_ZEROCOPY_QUIET_S)
 
     def __enter__(self) -> Self:
@@ -413,7 +420,7 @@ class AfXdpQueue:
         if not getattr(self, "closed", True):
             self.close()
 
-    # -- figures ---------------------------------------------------------------------------------------------
+    # -- figures -----------------------------------------------------------------------------------------
 
     def stats(self) -> AfXdpStats:
         """Return the figures of this moment: pool, rings, verdicts, the kernel's socket and program."""
@@ -456,7 +463,7 @@ class AfXdpQueue:
         state = "closed" if self.closed else f"{self.mode}, {'zero copy' if self.is_zerocopy else 'copy'}"
         return f"<AfXdpQueue {self.name} queue {self.queue}, {state}>"
 
-    # -- inside ----------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------------
 
     def _make_pool(self, pool_size: int) -> PagePool:
         return PagePool(

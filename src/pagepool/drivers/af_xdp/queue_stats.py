@@ -24,8 +24,8 @@ class RingStats:
     rx_frames, tx_frames, tx_completed : int
         Frames taken from the rx ring, put into the tx ring, and whose pages came home.
     nr_fill, nr_rx, nr_tx_queued, nr_tx_outstanding : int
-        Entries now: pages waiting for frames, frames waiting for a poll, frames waiting for the kernel, and frames
-        whose pages are not home yet.
+        Entries now: pages waiting for frames, frames waiting for a poll, frames waiting for the kernel, and
+        frames whose pages are not home yet.
     rx_kicks, tx_kicks : int
         System calls.
     fill_short : int

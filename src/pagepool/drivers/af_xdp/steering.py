@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The attached steering program of one interface, shared by all queues of this process on it.
 
-An interface has room for one XDP program, but a process may open several of its queues: they share the program and its
-map, and the last to close detaches it. So all queues of an interface have one filter and one mode. Detaching needs no
-clean-up code to run: the link goes with the process.
+An interface has room for one XDP program, but a process may open several of its queues: they share the
+program and its map, and the last to close detaches it. So all queues of an interface have one filter and one
+mode. Detaching needs no clean-up code to run: the link goes with the process.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Steering:
 
         Notes
         -----
-        Context: any thread that is in the interface's network namespace. One system call, some 50 us: what one
-        wants to pass in number should not match the filter in the first place.
+        Context: any thread that is in the interface's network namespace. One system call, some 50 us: what
+        one wants to pass in number should not match the filter in the first place.
         """
         if self._pass_program is None:
             code = live_pass_code(self._counters, generic=self.mode == "generic")
@@ -159,7 +159,9 @@ def open_steering(ifname: str, ifindex: int, filter: str = "all", mode: WantedMo
                 f"{ifname} has a queue open with filter {steering.filter!r}; all queues of an interface share one"
             )
         elif mode not in ("auto", steering.mode):
-            raise ValueError(f"{ifname} has a queue open in {steering.mode} mode; {mode} is not possible beside it")
+            raise ValueError(
+                f"{ifname} has a queue open in {steering.mode} mode; {mode} is not possible beside it"
+            )
         steering.users += 1
         return steering
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The memory of one UMEM and who uses it: the allocator, its device, and a count of queues.
 
-The first queue makes it; queues that share it take part; with the last one the memory goes (what the user still holds
-of it stays until he lets go).
+The first queue makes it; queues that share it take part; with the last one the memory goes (what the user
+still holds of it stays until he lets go).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class UmemArea:
     size_bytes : int
         Rounded up to slabs of 2 MiB.
     memory : PageAllocator, MemoryKind, str or None
-        An allocator that was made with ``commit=True``, or the kind to make; None for huge pages where there are
-        any, else the best there is.
+        An allocator that was made with ``commit=True``, or the kind to make; None for huge pages where there
+        are any, else the best there is.
     """
 
     def __init__(
