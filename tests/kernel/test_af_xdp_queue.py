@@ -240,7 +240,10 @@ def test_refusals_leave_nothing_behind(veth: VethPair) -> None:
             AfXdpQueue(**arguments)  # type: ignore[arg-type]
     with pytest.raises(FilterError):
         AfXdpQueue("near", filter="nonsense")
-    with AfXdpQueue("near", **SMALL), pytest.raises(DeviceError, match="EBUSY; another socket owns the queue"):
+    with (
+        AfXdpQueue("near", **SMALL),
+        pytest.raises(DeviceError, match="EBUSY; another socket owns the queue"),
+    ):
         AfXdpQueue("near", **SMALL)
     with AfXdpQueue("near", filter="udp", **SMALL), pytest.raises(ValueError, match="share one"):
         AfXdpQueue("near", 1, filter="tcp", **SMALL)
@@ -259,7 +262,12 @@ def test_foreign_and_repeated_ids_are_not_sent(veth: VethPair) -> None:
         assert queue.transmit(page, np.full(1, 5000, np.uint32), zero) == 0  # leaves its page
         assert queue.transmit(page, sixty, np.full(1, 4090, np.uint32)) == 0
         assert queue.transmit(page, np.full(1, 3, np.uint32), zero) == 0  # no Ethernet header
-        assert queue.transmit(np.array([ids[0], ids[0]], np.uint32), np.full(2, 60, np.uint32), np.zeros(2, np.uint32)) == 1
+        assert (
+            queue.transmit(
+                np.array([ids[0], ids[0]], np.uint32), np.full(2, 60, np.uint32), np.zeros(2, np.uint32)
+            )
+            == 1
+        )
         queue.pool.put_bulk(ids[1:])
         queue.poll()
         assert settled(queue)

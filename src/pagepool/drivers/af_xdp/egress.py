@@ -62,8 +62,15 @@ class Egress:
 
     def kick(self) -> None:
         """Send what is queued; what the device refuses for good is left in `refusal`."""
-        if self._rings.nr_tx_queued:
-            self.refusal = self._rings.kick() or self.refusal
+        rings = self._rings
+        while rings.nr_tx_queued:
+            refusal = rings.kick()
+            if refusal:
+                self.refusal = refusal
+                return
+            # With its completion ring full the kernel sends nothing more: empty it, and go on.
+            if not rings.nr_tx_queued or not rings.reap():
+                return
 
     def pass_to_stack(self, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
         """Hand copies to the stack and put the pages; takes them all."""

@@ -33,7 +33,7 @@ from pagepool.drivers.af_xdp.queue_stats import AfXdpStats, RingStats
 from pagepool.drivers.af_xdp.socket import BindFlag, RingSizes, XdpSocket
 from pagepool.drivers.af_xdp.steering import Steering, WantedMode, close_steering, open_steering
 from pagepool.drivers.af_xdp.umem_area import UmemArea
-from pagepool.errors import DeviceError
+from pagepool.errors import DeviceError, PoolBusyError
 from pagepool.memory import MemoryKind, PageAllocator
 from pagepool.napi import Napi, guard
 from pagepool.xdp import FrameMemory, MemType, XdpBatch, XdpRxqInfo, XdpStats, carry_out
@@ -47,6 +47,7 @@ _LOOK_S: Final = 0.1  # the same while asleep: poll(2) does not tell
 _FLUSH_S: Final = 0.05
 _ZEROCOPY_QUIET_S: Final = 0.05
 _BUSY_POLL_US: Final = 50
+_BUSY_S: Final = 1.0
 
 _open_queues: weakref.WeakSet[AfXdpQueue] = weakref.WeakSet()
 
@@ -147,45 +148,51 @@ class AfXdpQueue:
         obj = f"{ifname} queue {queue}"
         sizes = RingSizes(rx_ring, tx_ring, rx_ring, tx_ring)
         frames = frames or 2 * rx_ring + tx_ring + _SPARE_PAGES
-        with ExitStack() as undo:
-            ifindex = _ifindex(ifname, queue)
-            self._home = HomeNs()
-            undo.callback(self._home.close)
-            self._steering: Steering = open_steering(ifname, ifindex, filter, mode)
-            undo.callback(close_steering, self._steering)
-            self._socket = XdpSocket(obj)
-            undo.callback(self._socket.close)
-            other = share_umem_with
-            self._area = other._share() if other else UmemArea(self._socket, 4096 * frames, memory)
-            undo.callback(self._area.put)
-            self.pool = self._make_pool(pool_size or frames)
-            undo.callback(self.pool.close)
-            self.pool.alloc_pages().put()  # the first page maps the arena: this registers the UMEM
-            self._socket.set_rings(sizes)
-            if busy_poll:
-                self._socket.set_busy_poll(_BUSY_POLL_US)
-            self._rings = self._make_rings(need_wakeup, bool(busy_poll))
-            undo.callback(self._rings.take_back)
-            undo.callback(self._socket.close)
-            undo.callback(self._rings.close)
-            self._rings.fill_up()
-            flags = self._bind_flags(zerocopy, need_wakeup)
-            self._socket.bind(ifindex, queue, flags, share_umem_with=other._socket if other else None)
-            self._socket.set_tx_budget(tx_ring)
-            self.is_zerocopy = self._socket.is_zerocopy()
-            self.memory = FrameMemory(self.pool)
-            self._egress = Egress(self._rings, self.memory, self._steering, self._home, queue)
-            self.napi = Napi(self._napi_poll, fd=self._socket.fileno(), name=obj)
-            undo.callback(self.napi.close)
-            self.rxq = XdpRxqInfo()
-            self.rxq.reg(ifname, queue, self.napi.id)
-            undo.callback(self.rxq.unreg)
-            self.rxq.reg_mem_model(MemType.PAGE_POOL, self.pool)
-            self._steering.insert(queue, self._socket.fileno())
-            undo.pop_all()
-        self.closed = False
         guard.install()
-        _open_queues.add(self)
+        guard.enter()  # a Ctrl-C waits until there is either a queue or nothing
+        try:
+            with ExitStack() as undo:
+                ifindex = _ifindex(ifname, queue)
+                self._home = HomeNs()
+                undo.callback(self._home.close)
+                self._steering: Steering = open_steering(ifname, ifindex, filter, mode)
+                undo.callback(close_steering, self._steering)
+                self._socket = XdpSocket(obj)
+                undo.callback(self._socket.close)
+                other = share_umem_with
+                self._area = other._share() if other else UmemArea(self._socket, 4096 * frames, memory)
+                undo.callback(self._area.put)
+                self.pool = self._make_pool(pool_size or frames)
+                undo.callback(self.pool.close)
+                self.pool.alloc_pages().put()  # the first page maps the arena: this registers the UMEM
+                self._socket.set_rings(sizes)
+                if busy_poll:
+                    self._socket.set_busy_poll(_BUSY_POLL_US)
+                self._rings = self._make_rings(need_wakeup, bool(busy_poll))
+                undo.callback(self._rings.take_back)
+                undo.callback(self._socket.close)
+                undo.callback(self._rings.close)
+                self._rings.fill_up()
+                flags = self._bind_flags(zerocopy, need_wakeup)
+                self._socket.bind(ifindex, queue, flags, share_umem_with=other._socket if other else None)
+                self._socket.set_tx_budget(tx_ring)
+                self.is_zerocopy = self._socket.is_zerocopy()
+                self.memory = FrameMemory(self.pool)
+                self._egress = Egress(self._rings, self.memory, self._steering, self._home, queue)
+                self.napi = Napi(self._napi_poll, fd=self._socket.fileno(), name=obj)
+                undo.callback(self.napi.close)
+                self.rxq = XdpRxqInfo()
+                self.rxq.reg(ifname, queue, self.napi.id)
+                undo.callback(self.rxq.unreg)
+                self.rxq.reg_mem_model(MemType.PAGE_POOL, self.pool)
+                self._steering.insert(queue, self._socket.fileno())
+                undo.pop_all()
+            self.closed = False
+            _open_queues.add(self)
+        finally:
+            if self.closed:
+                guard.uninstall()
+            guard.leave()
 
     # -- receive -----------------------------------------------------------------------------------------
 
@@ -374,12 +381,18 @@ class AfXdpQueue:
         PoolBusyError
             Another thread is inside the queue and does not come out.
         """
-        if self.closed:
-            return
-        with ExitStack() as steps:  # every step is taken, whatever the others raise
+        guard.enter()
+        try:
+            if not self.closed:
+                self._close()
+        finally:
+            guard.leave()
+
+    def _close(self) -> None:
+        with ExitStack() as steps:  # last in, first out; every step is taken, whatever the others raise
             steps.callback(guard.uninstall)
             steps.callback(self._area.put)
-            steps.callback(self.pool.close)
+            steps.callback(self._close_pool)
             steps.callback(self._egress.close)
             steps.callback(self._home.close)
             steps.callback(self._rings.take_back)
@@ -407,6 +420,16 @@ class AfXdpQueue:
             # The driver gives its descriptors back a little after the close; until then it may write to
             # pages.
             time.sleep(_ZEROCOPY_QUIET_S)
+
+    def _close_pool(self) -> None:
+        deadline = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                return self.pool.close()
+            except PoolBusyError:  # a polling thread is about to find the queue closed
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
 
     def __enter__(self) -> Self:
         return self
@@ -512,6 +535,7 @@ class AfXdpQueue:
             try:
                 self._socket.check_device()
             except DeviceError as error:
+                self._must_be_open()  # another thread may have closed it meanwhile: that is the better reason
                 self._gone = error
         if self._gone is not None:
             raise DeviceError(self._gone.errno or 0, self._gone.call, self._gone.obj, self._gone.hint)

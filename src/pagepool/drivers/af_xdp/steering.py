@@ -156,7 +156,7 @@ def open_steering(ifname: str, ifindex: int, filter: str = "all", mode: WantedMo
             steering = _open[key] = Steering(ifname, ifindex, filter, mode)
         elif steering.filter != filter:
             raise ValueError(
-                f"{ifname} has a queue open with filter {steering.filter!r}; all queues of an interface share one"
+                f"{ifname} has a queue open with filter {steering.filter!r}; all its queues share one"
             )
         elif mode not in ("auto", steering.mode):
             raise ValueError(
