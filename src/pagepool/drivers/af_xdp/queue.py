@@ -14,40 +14,29 @@ from __future__ import annotations
 import math
 import os
 import select
-import socket as _socket
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
 
-from pagepool._core.page_pool import PagePool
-from pagepool._core.params import DmaDir, PPFlag
-from pagepool.drivers.af_xdp._rings import XskRings
-from pagepool.drivers.af_xdp.egress import Egress
-from pagepool.drivers.af_xdp.home_ns import HomeNs
-from pagepool.drivers.af_xdp.queue_stats import AfXdpStats, RingStats
-from pagepool.drivers.af_xdp.socket import BindFlag, RingSizes, XdpSocket
-from pagepool.drivers.af_xdp.steering import Steering, WantedMode, close_steering, open_steering
-from pagepool.drivers.af_xdp.umem_area import UmemArea
-from pagepool.errors import DeviceError, PoolBusyError
+from pagepool._core.params import PagePoolParams
+from pagepool.drivers.af_xdp.queue_parts import QueueParts
+from pagepool.drivers.af_xdp.queue_stats import AfXdpStats, collect
+from pagepool.drivers.af_xdp.socket import RingSizes
+from pagepool.drivers.af_xdp.steering import WantedMode
+from pagepool.errors import DeviceError
 from pagepool.memory import MemoryKind, PageAllocator
 from pagepool.napi import Napi, guard
-from pagepool.xdp import FrameMemory, MemType, XdpBatch, XdpRxqInfo, XdpStats, carry_out
+from pagepool.xdp import XdpBatch, XdpStats, carry_out
 from pagepool.xdp.driver import FramePool, U32Array
 
 __all__ = ["AfXdpQueue"]
 
-_SPARE_PAGES: Final = 512  # beyond what the rings can hold: batches, and what the user keeps
 _LOOK_EVERY: Final = 256  # empty polls between two looks at whether the device is still there
 _LOOK_S: Final = 0.1  # the same while asleep: poll(2) does not tell
-_FLUSH_S: Final = 0.05
-_ZEROCOPY_QUIET_S: Final = 0.05
-_BUSY_POLL_US: Final = 50
-_BUSY_S: Final = 1.0
 
 _open_queues: weakref.WeakSet[AfXdpQueue] = weakref.WeakSet()
 
@@ -66,8 +55,9 @@ class AfXdpQueue:
         hold and 512 more.
     rx_ring, tx_ring : int
         Entries, powers of two. The fill ring is as long as the rx ring, the completion ring as the tx ring.
-    pool_size : int, optional
-        Entries of the pool's ptr_ring; by default enough for all pages.
+    params : PagePoolParams, optional
+        ``limit``, ``nid``, ``track`` and so on of the pool; device, direction and memory are the queue's. Its
+        ``pool_size`` is by default enough for all pages.
     filter : str
         Which frames to take, see `pagepool.drivers.af_xdp.filter`; all others go to the kernel's stack.
         Shared by all queues of the interface.
@@ -126,7 +116,7 @@ class AfXdpQueue:
         frames: int | None = None,
         rx_ring: int = 2048,
         tx_ring: int = 2048,
-        pool_size: int | None = None,
+        params: PagePoolParams | None = None,
         filter: str = "all",
         mode: WantedMode = "auto",
         zerocopy: bool | None = None,
@@ -145,48 +135,29 @@ class AfXdpQueue:
         self._gone: DeviceError | None = None
         self._pid = os.getpid()
         self._spin_us = math.inf if busy_poll is True else float(busy_poll)
-        obj = f"{ifname} queue {queue}"
-        sizes = RingSizes(rx_ring, tx_ring, rx_ring, tx_ring)
-        frames = frames or 2 * rx_ring + tx_ring + _SPARE_PAGES
         guard.install()
         guard.enter()  # a Ctrl-C waits until there is either a queue or nothing
         try:
-            with ExitStack() as undo:
-                ifindex = _ifindex(ifname, queue)
-                self._home = HomeNs()
-                undo.callback(self._home.close)
-                self._steering: Steering = open_steering(ifname, ifindex, filter, mode)
-                undo.callback(close_steering, self._steering)
-                self._socket = XdpSocket(obj)
-                undo.callback(self._socket.close)
-                other = share_umem_with
-                self._area = other._share() if other else UmemArea(self._socket, 4096 * frames, memory)
-                undo.callback(self._area.put)
-                self.pool = self._make_pool(pool_size or frames)
-                undo.callback(self.pool.close)
-                self.pool.alloc_pages().put()  # the first page maps the arena: this registers the UMEM
-                self._socket.set_rings(sizes)
-                if busy_poll:
-                    self._socket.set_busy_poll(_BUSY_POLL_US)
-                self._rings = self._make_rings(need_wakeup, bool(busy_poll))
-                undo.callback(self._rings.take_back)
-                undo.callback(self._socket.close)
-                undo.callback(self._rings.close)
-                self._rings.fill_up()
-                flags = self._bind_flags(zerocopy, need_wakeup)
-                self._socket.bind(ifindex, queue, flags, share_umem_with=other._socket if other else None)
-                self._socket.set_tx_budget(tx_ring)
-                self.is_zerocopy = self._socket.is_zerocopy()
-                self.memory = FrameMemory(self.pool)
-                self._egress = Egress(self._rings, self.memory, self._steering, self._home, queue)
-                self.napi = Napi(self._napi_poll, fd=self._socket.fileno(), name=obj)
-                undo.callback(self.napi.close)
-                self.rxq = XdpRxqInfo()
-                self.rxq.reg(ifname, queue, self.napi.id)
-                undo.callback(self.rxq.unreg)
-                self.rxq.reg_mem_model(MemType.PAGE_POOL, self.pool)
-                self._steering.insert(queue, self._socket.fileno())
-                undo.pop_all()
+            if share_umem_with is not None:
+                share_umem_with._must_be_open()
+            self.parts = QueueParts(
+                ifname,
+                queue,
+                frames=frames,
+                sizes=RingSizes(rx_ring, tx_ring, rx_ring, tx_ring),
+                params=params,
+                filter=filter,
+                mode=mode,
+                zerocopy=zerocopy,
+                busy_poll=bool(busy_poll),
+                need_wakeup=need_wakeup,
+                share_umem_with=share_umem_with,
+                memory=memory,
+            )
+            self.pool, self.memory, self.rxq = self.parts.pool, self.parts.memory, self.parts.rxq
+            self._rings, self._egress, self._socket = self.parts.rings, self.parts.egress, self.parts.socket
+            self.napi = Napi(self._napi_poll, fd=self._socket.fileno(), name=f"{ifname} queue {queue}")
+            self.rxq.napi_id = self.napi.id
             self.closed = False
             _open_queues.add(self)
         finally:
@@ -389,47 +360,17 @@ class AfXdpQueue:
             guard.leave()
 
     def _close(self) -> None:
-        with ExitStack() as steps:  # last in, first out; every step is taken, whatever the others raise
-            steps.callback(guard.uninstall)
-            steps.callback(self._area.put)
-            steps.callback(self._close_pool)
-            steps.callback(self._egress.close)
-            steps.callback(self._home.close)
-            steps.callback(self._rings.take_back)
-            steps.callback(self._close_socket)
-            steps.callback(close_steering, self._steering)
-            steps.callback(self.rxq.unreg)
-            steps.callback(self.napi.close)
-            steps.callback(self._steering.remove, self.queue)
-            steps.callback(self._flush)
+        self.closed = True
+        _open_queues.discard(self)
+        try:
             if self._batch is not None:
-                steps.callback(self._batch.complete)
-            self.closed = True
-            _open_queues.discard(self)
-
-    def _flush(self) -> None:
-        deadline = time.monotonic() + _FLUSH_S
-        while self._rings.nr_tx_queued and not self._egress.refusal and time.monotonic() < deadline:
-            self._egress.kick()
-            self._rings.reap()
-
-    def _close_socket(self) -> None:
-        self._rings.close()
-        self._socket.close()
-        if self.is_zerocopy:
-            # The driver gives its descriptors back a little after the close; until then it may write to
-            # pages.
-            time.sleep(_ZEROCOPY_QUIET_S)
-
-    def _close_pool(self) -> None:
-        deadline = time.monotonic() + _BUSY_S
-        while True:
+                self._batch.complete()
+        finally:
             try:
-                return self.pool.close()
-            except PoolBusyError:  # a polling thread is about to find the queue closed
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.001)
+                self.napi.close()
+                self.parts.close()
+            finally:
+                guard.uninstall()
 
     def __enter__(self) -> Self:
         return self
@@ -448,72 +389,25 @@ class AfXdpQueue:
     def stats(self) -> AfXdpStats:
         """Return the figures of this moment: pool, rings, verdicts, the kernel's socket and program."""
         self._must_be_open()
-        rings, egress = self._rings, self._egress
-        return AfXdpStats(
-            name=self.name,
-            queue=self.queue,
-            mode=self._steering.mode,
-            zerocopy=self.is_zerocopy,
-            memory=self._area.allocator.describe(),
-            pool=self.pool.stats(),
-            rings=RingStats(
-                rx_frames=rings.rx_frames,
-                tx_frames=rings.tx_frames,
-                tx_completed=rings.tx_completed,
-                nr_fill=rings.nr_fill,
-                nr_rx=rings.nr_rx,
-                nr_tx_queued=rings.nr_tx_queued,
-                nr_tx_outstanding=rings.nr_tx_outstanding,
-                rx_kicks=rings.rx_kicks,
-                tx_kicks=rings.tx_kicks,
-                fill_short=rings.fill_short,
-                bad_descriptors=rings.bad_descriptors,
-                pass_errors=egress.pass_errors,
-                copied=egress.copied,
-            ),
-            xdp=self.xdp_stats,
-            napi=self.napi.stats,
-            socket=self._socket.statistics(),
-            steering=self._steering.counters(),
-        )
+        return collect(self.name, self.parts, self.xdp_stats, self.napi.stats)
+
+    @property
+    def is_zerocopy(self) -> bool:
+        """Whether the device itself reads and writes the pages."""
+        return self.parts.is_zerocopy
 
     @property
     def mode(self) -> str:
         """Where the XDP program is: ``"native"`` or ``"generic"``."""
-        return self._steering.mode
+        return self.parts.steering.mode
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"{self.mode}, {'zero copy' if self.is_zerocopy else 'copy'}"
+        state = (
+            "closed" if self.closed else f"{self.mode}, {'zero copy' if self.parts.is_zerocopy else 'copy'}"
+        )
         return f"<AfXdpQueue {self.name} queue {self.queue}, {state}>"
 
     # -- inside ------------------------------------------------------------------------------------------
-
-    def _make_pool(self, pool_size: int) -> PagePool:
-        return PagePool(
-            flags=PPFlag.DMA_MAP,
-            dev=self._area.device,
-            dma_dir=DmaDir.BIDIRECTIONAL,
-            memory=self._area.allocator,
-            pool_size=1 << (pool_size - 1).bit_length(),
-        )
-
-    def _make_rings(self, need_wakeup: bool, busy_poll: bool) -> XskRings:
-        sock = self._socket
-        return XskRings(
-            self.pool, sock.fileno(), sock.rx, sock.tx, sock.fill, sock.completion, need_wakeup, busy_poll
-        )
-
-    def _bind_flags(self, zerocopy: bool | None, need_wakeup: bool) -> BindFlag:
-        flags = BindFlag.USE_NEED_WAKEUP if need_wakeup else BindFlag(0)
-        if zerocopy:
-            flags |= BindFlag.ZEROCOPY
-        elif zerocopy is False or self._steering.mode == "generic":
-            flags |= BindFlag.COPY
-        return flags
-
-    def _share(self) -> UmemArea:
-        self._must_be_open()
-        return self._area.get()
 
     def _become_owner(self) -> None:
         self._must_be_open()
@@ -547,11 +441,8 @@ class AfXdpQueue:
             raise ValueError(f"{self.name} queue {self.queue} is closed{why}")
 
     def _abandon(self) -> None:
-        """In a forked child: let go of all descriptors and mappings, touch nothing that the parent uses."""
         self.closed = True
-        self._rings.close()
-        self._socket.close()
-        self._home.close()
+        self.parts.abandon()
 
 
 def _abandon_after_fork() -> None:
@@ -561,11 +452,3 @@ def _abandon_after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon_after_fork)
-
-
-def _ifindex(ifname: str, queue: int) -> int:
-    try:
-        return _socket.if_nametoindex(ifname)
-    except OSError as error:
-        hint = "no such interface in this network namespace"
-        raise DeviceError(error.errno or 19, "open AF_XDP", f"{ifname} queue {queue}", hint) from None
