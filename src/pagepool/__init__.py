@@ -10,16 +10,22 @@ from pagepool._core.page_pool import PagePool
 from pagepool._core.params import NUMA_NO_NODE, DmaDir, MapGranularity, PagePoolParams, PPFlag
 from pagepool._core.registry import pools
 from pagepool._core.stats import Holder, PoolStats
+from pagepool.memory import MemoryKind, PageAllocator, default_allocator
+from pagepool.system_pool import system_pool
 
 __all__ = [
     "NUMA_NO_NODE",
     "DmaDir",
     "Holder",
     "MapGranularity",
+    "MemoryKind",
     "PPFlag",
     "Page",
+    "PageAllocator",
     "PagePool",
     "PagePoolParams",
     "PoolStats",
+    "default_allocator",
     "pools",
+    "system_pool",
 ]

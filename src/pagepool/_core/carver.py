@@ -18,7 +18,6 @@ from cython.cimports.cpython.ref import Py_DECREF, Py_INCREF
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import (
     NO_PAGE,
-    PG_DETACHED,
     PG_FRESH,
     PG_HANDLE,
     PG_LENT,
@@ -172,7 +171,9 @@ class Carver(Tiers):
     def handle_put(self, page, dma_sync_size, allow_direct):
         id: uint32_t = page.id
         if pp_likely(
-            self.put_thread == pp_thread_id() and page.kind == KIND_HOLDER and page.home == cython.cast(cython.pointer[PyObject], self)
+            self.put_thread == pp_thread_id()
+            and page.kind == KIND_HOLDER
+            and page.home == cython.cast(cython.pointer[PyObject], self)
             and self.pages[id].generation == page.generation
         ):
             with cython.critical_section(self):

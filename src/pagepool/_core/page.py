@@ -10,7 +10,7 @@ Invariant: a live handle owns exactly one reference of its page, and each buffer
 
 import cython
 from cython.cimports.cpython.buffer import PyBuffer_FillInfo
-from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.libc.stdint import uint64_t
 from cython.cimports.pagepool._core.arena import (
     PG_DETACHED,
     PG_LENT,

@@ -31,7 +31,6 @@ from cython.cimports.pagepool._core.arena import (
     PG_MM_SHIFT,
     PG_PFMEMALLOC,
     PG_REF_SHIFT,
-    PG_RINGED,
     pg_mm,
     pg_refs,
     pg_slot,
@@ -46,7 +45,6 @@ from cython.cimports.pagepool._core.atomic import (
     pp_cas64,
     pp_likely,
     pp_load32,
-    pp_load32_acquire,
     pp_load64,
     pp_lock,
     pp_store32_release,
@@ -170,7 +168,7 @@ class Tiers(Home):
         best: uint32_t = NO_PAGE
         refused: object = None
         n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_THIS_NODE, fresh)
-        while n == 0 and self.arena.grow is not None and self.arena.grow(self.order, nid):
+        while n == 0 and self.arena.grow is not None and self.arena.grow(self.order, self.nid):
             n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_THIS_NODE, fresh)
             if n == 0:  # it grew on another node, or another pool was faster
                 n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_ANY_NODE, fresh)
@@ -239,13 +237,12 @@ class Tiers(Home):
             flags |= PG_MAPPED
         elif self.map_mode != NO_MAP:
             self.dma_map.ensure(id >> 9)
+        pp_store64(cython.address(self.pages[id].word), pg_word(PG_FRESH, self.slot, flags))
         if self.sync:
             try:
                 self.sync_for_device(id, -1)
             except BaseException:
-                if flags & PG_MAPPED:
-                    pp_store64(cython.address(self.pages[id].word), pg_word(PG_FRESH, self.slot, flags))
-                    self.unmap_page(id)
+                self.unmap_page(id)
                 raise
         pp_store64(cython.address(self.pages[id].word), pg_word(PG_CACHED, self.slot, flags))
         self.hold_cnt += 1
@@ -355,7 +352,7 @@ class Tiers(Home):
         return done
 
     def cache_run(self, ids, n):
-        # As many leading plain pages as the cache has room for. A function of its own keeps its few values in registers.
+        # As many leading plain pages as the cache has room for. A function of its own: its values stay in registers.
         i: uint32_t = 0
         id: uint32_t
         at: uint32_t = self.cache_n
@@ -453,7 +450,6 @@ class Tiers(Home):
         ring: PtrRing = self.ring
         ringed: cython.bint = False
         closed: cython.bint
-        plain: uint64_t
         if word & PG_HANDLE:
             self.pages[id].generation += 1
         if not self.open:

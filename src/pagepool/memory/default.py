@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 
+from pagepool._core.page_pool import set_allocator_factory
 from pagepool.memory import fork
 from pagepool.memory.kinds import MemoryKind
 from pagepool.memory.page_allocator import PageAllocator
@@ -50,3 +51,12 @@ def default_allocator(kind: MemoryKind | str = MemoryKind.ANONYMOUS) -> PageAllo
     Context: any thread.
     """
     return _defaults.get(MemoryKind(kind))
+
+
+def allocator_for(memory: MemoryKind | str | None) -> PageAllocator:
+    """Return the allocator that a pool's ``memory=`` means: a kind by name, or ``None`` for anonymous memory."""
+    return default_allocator(MemoryKind.ANONYMOUS if memory is None else memory)
+
+
+# The pool may not import this room, so this room says what a name means.
+set_allocator_factory(allocator_for)

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+from pagepool._core.tiers import Tiers
+
+def call_site() -> str: ...
+
+class Carver(Tiers): ...
