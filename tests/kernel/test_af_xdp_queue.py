@@ -263,9 +263,7 @@ def test_foreign_and_repeated_ids_are_not_sent(veth: VethPair) -> None:
         assert queue.transmit(page, sixty, np.full(1, 4090, np.uint32)) == 0
         assert queue.transmit(page, np.full(1, 3, np.uint32), zero) == 0  # no Ethernet header
         assert (
-            queue.transmit(
-                np.array([ids[0], ids[0]], np.uint32), np.full(2, 60, np.uint32), np.zeros(2, np.uint32)
-            )
+            queue.transmit(np.array([ids[0], ids[0]], np.uint32), np.full(2, 60, np.uint32), np.zeros(2, np.uint32))
             == 1
         )
         queue.pool.put_bulk(ids[1:])

@@ -179,9 +179,7 @@ class RxQueue(ABC):
                     last = time.monotonic()
                 if napi.is_stopping and not napi.wait(0):
                     return
-            elif self._is_finished() or (
-                not (busy_s and time.monotonic() - last < busy_s) and not napi.wait(timeout)
-            ):
+            elif self._is_finished() or (not (busy_s and time.monotonic() - last < busy_s) and not napi.wait(timeout)):
                 return
 
     def run(
@@ -295,9 +293,7 @@ class RxQueue(ABC):
     def _first_poll(self) -> None:
         if self._owner:
             me = threading.get_ident()
-            raise WrongThreadError(
-                f"{self!r} is polled by thread {self._owner}, not by {me}; claim() moves it"
-            )
+            raise WrongThreadError(f"{self!r} is polled by thread {self._owner}, not by {me}; claim() moves it")
         self.claim()
 
     def _begin(self, handler: Callable[[XdpBatch], object] | None) -> None:

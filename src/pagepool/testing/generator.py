@@ -181,9 +181,7 @@ class LiveGenerator(Generator):
             interval_ns = 0
         self._batch_size = max(1, min(64, 200_000 // interval_ns)) if interval_ns else 64
         self._interval_ns = interval_ns
-        code = _sender_code(
-            self._count, self._due, src_port, nr_flows, sequence=sequence, interval_ns=interval_ns
-        )
+        code = _sender_code(self._count, self._due, src_port, nr_flows, sequence=sequence, interval_ns=interval_ns)
         self._program = XdpProgram(code, "pp_generator")
 
     @property

@@ -36,9 +36,7 @@ class Egress:
         Frames redirected here from another arena.
     """
 
-    def __init__(
-        self, rings: XskRings, memory: FrameMemory, steering: Steering, home: HomeNs, queue: int
-    ) -> None:
+    def __init__(self, rings: XskRings, memory: FrameMemory, steering: Steering, home: HomeNs, queue: int) -> None:
         self.refusal = 0
         self.pass_errors = 0
         self.copied = 0

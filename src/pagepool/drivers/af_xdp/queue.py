@@ -272,9 +272,7 @@ class AfXdpQueue:
         try:
             self.napi.schedule()
             while not stopped and (left := deadline - time.monotonic()) > 0:
-                total += self.napi.run(
-                    done, seconds=min(left, _LOOK_S), budget=budget, busy_poll_us=self._spin_us
-                )
+                total += self.napi.run(done, seconds=min(left, _LOOK_S), budget=budget, busy_poll_us=self._spin_us)
                 self._check_device()
         finally:
             self._handler = None
@@ -402,9 +400,7 @@ class AfXdpQueue:
         return self.parts.steering.mode
 
     def __repr__(self) -> str:
-        state = (
-            "closed" if self.closed else f"{self.mode}, {'zero copy' if self.parts.is_zerocopy else 'copy'}"
-        )
+        state = "closed" if self.closed else f"{self.mode}, {'zero copy' if self.parts.is_zerocopy else 'copy'}"
         return f"<AfXdpQueue {self.name} queue {self.queue}, {state}>"
 
     # -- inside ------------------------------------------------------------------------------------------

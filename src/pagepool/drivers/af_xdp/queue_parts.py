@@ -82,7 +82,7 @@ class QueueParts:
             undo.callback(close_steering, self.steering)
             self.socket = XdpSocket(obj)
             undo.callback(self.socket.close)
-            self.area = other.area.get() if other else UmemArea(self.socket, 4096 * frames, memory)
+            self.area: UmemArea = other.area.get() if other else UmemArea(self.socket, 4096 * frames, memory)
             undo.callback(self.area.put)
             self.pool = self._make_pool(params or PagePoolParams(), frames)
             undo.callback(self._close_pool)
@@ -141,9 +141,7 @@ class QueueParts:
 
     def _make_rings(self, need_wakeup: bool, busy_poll: bool) -> XskRings:
         sock = self.socket
-        return XskRings(
-            self.pool, sock.fileno(), sock.rx, sock.tx, sock.fill, sock.completion, need_wakeup, busy_poll
-        )
+        return XskRings(self.pool, sock.fileno(), sock.rx, sock.tx, sock.fill, sock.completion, need_wakeup, busy_poll)
 
     def _bind_flags(self, zerocopy: bool | None, need_wakeup: bool) -> BindFlag:
         flags = BindFlag.USE_NEED_WAKEUP if need_wakeup else BindFlag(0)

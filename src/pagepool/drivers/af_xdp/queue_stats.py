@@ -82,15 +82,12 @@ class AfXdpStats:
         """Return nested dictionaries, for JSON."""
         return {
             **{name: getattr(self, name) for name in ("name", "queue", "mode", "zerocopy", "memory")},
-            **{
-                name: asdict(getattr(self, name))
-                for name in ("pool", "rings", "xdp", "napi", "socket", "steering")
-            },
+            **{name: asdict(getattr(self, name)) for name in ("pool", "rings", "xdp", "napi", "socket", "steering")},
         }
 
 
 def collect(name: str, parts: QueueParts, xdp: XdpStats, napi: NapiStats) -> AfXdpStats:
-    """Gather the figures of an open queue. Context: any thread; three system calls and a look at the memory."""
+    """Gather the figures of an open queue. Context: any thread; a few system calls."""
     rings, egress = parts.rings, parts.egress
     return AfXdpStats(
         name=name,
