@@ -77,7 +77,5 @@ def as_source(source: Any) -> FrameSource:
     if isinstance(source, (str, os.PathLike)):
         return Frames(frame.data for frame in read_capture(source))
     if isinstance(source, (bytes, bytearray)) or not isinstance(source, Iterable):
-        raise TypeError(
-            f"frames come from a path, an iterable of bytes or a FrameSource, not {type(source).__name__}"
-        )
+        raise TypeError(f"frames come from a path, an iterable of bytes or a FrameSource, not {type(source).__name__}")
     return Frames(source)
