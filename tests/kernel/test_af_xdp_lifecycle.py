@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from queues import SMALL, frame_to_near, take
 
-from pagepool.drivers.af_xdp import AfXdpQueue
-from pagepool.errors import DeviceError
+from pagepool.drivers.af_xdp import AfXdpQueue, QueueClosedError
+from pagepool.errors import DeviceError, WrongThreadError
 from pagepool.testing.generator import LiveGenerator
 from pagepool.testing.veth import VethPair
 from pagepool.xdp import XdpBatch
@@ -91,7 +91,7 @@ def test_an_interface_that_vanishes_is_an_error_not_a_hang(veth: VethPair, how: 
         def wait_until_it_raises() -> None:
             while True:
                 take(queue, 1000, timeout=0.01)
-                queue.wait(5)
+                queue.napi.wait(5)
 
         actions = {
             "poll": poll_until_it_raises,
@@ -137,7 +137,7 @@ def test_down_and_up_again_is_no_end(veth: VethPair) -> None:
 SCRIPT = """
 import sys, time
 from queues import SMALL
-from pagepool.drivers.af_xdp import AfXdpQueue
+from pagepool.drivers.af_xdp import AfXdpQueue, QueueClosedError
 queue = AfXdpQueue("near", **SMALL)
 print("open", flush=True)
 for batch in queue.poll_forever():
@@ -172,7 +172,7 @@ def test_a_forked_child_loses_the_queue_and_the_parent_keeps_it(veth: VethPair) 
         try:
             try:
                 queue.poll()
-            except ValueError as error:
+            except QueueClosedError as error:
                 os.write(write_end, str(error).encode())
             queue.close()
             time.sleep(30)
@@ -180,7 +180,7 @@ def test_a_forked_child_loses_the_queue_and_the_parent_keeps_it(veth: VethPair) 
             os._exit(0)
     try:
         with LiveGenerator(veth.far, frame) as generator:
-            assert b"belongs to the parent process" in os.read(read_end, 200)
+            assert b"of the parent process" in os.read(read_end, 200)
             generator.send(100)
             assert take(queue, 100) == [frame] * 100
         queue.close()
@@ -251,7 +251,7 @@ def test_closing_under_a_polling_thread_ends_it(veth: VethPair) -> None:
         thread.join(2)
         generator.stop()
     assert not thread.is_alive()
-    assert len(ended) == 1
-    assert isinstance(ended[0], ValueError)
+    # Between two polls the loop just ends; inside one it hears why.
+    assert all(isinstance(error, (QueueClosedError, WrongThreadError, ValueError)) for error in ended)
     assert queue.pool.lent == 0
     queue.pool.check()

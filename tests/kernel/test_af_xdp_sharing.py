@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from queues import SMALL, frame_to_near, settled, take
 
-from pagepool.drivers.af_xdp import AfXdpQueue
+from pagepool.drivers.af_xdp import AfXdpQueue, QueueClosedError
 from pagepool.testing.generator import LiveGenerator
 from pagepool.testing.veth import VethPair
 
@@ -57,7 +57,7 @@ def test_the_sharer_outlives_the_first(veth: VethPair) -> None:
         for _ in range(10):
             generator.send(100)
             assert len(take(second, 100)) == 100
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(QueueClosedError):
         AfXdpQueue("near", 1 - cpu % 2, share_umem_with=first, **SMALL)
     second.close()
     assert first.pool.inflight == second.pool.inflight == 0

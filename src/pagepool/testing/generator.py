@@ -104,7 +104,7 @@ class Generator(ABC):
 
     def start(self, count: int = 1 << 62) -> None:
         """Send ``count`` frames from a thread of its own."""
-        if self._thread is not None:
+        if not self.join(0):
             raise RuntimeError("the generator is running already")
 
         def run() -> None:

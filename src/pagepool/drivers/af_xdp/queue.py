@@ -1,24 +1,20 @@
 # SPDX-License-Identifier: MIT
 """`AfXdpQueue`: one queue of a network interface in user space; its pool is the UMEM.
 
-It joins what the other files of this package do one each: socket, steering program, rings, ways out. Pages go
-round pool -> fill ring -> kernel -> rx ring -> batch -> verdict -> pool, and in the steady state nothing else
-is touched.
+It joins what the other files of this package do one each to an `RxQueue`: socket, steering program, rings, ways out.
+Pages go round pool -> fill ring -> kernel -> rx ring -> batch -> verdict -> pool, and in the steady state nothing else
+is
+touched.
 
-Invariant: after `close` every page that the queue or the kernel had is back in its pool, whatever happened in
-between.
+Invariant: after `close` every page that the queue or the kernel had is back in its pool, whatever happened in between.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import select
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 
@@ -27,21 +23,23 @@ from pagepool.drivers.af_xdp.queue_parts import QueueParts
 from pagepool.drivers.af_xdp.queue_stats import AfXdpStats, collect
 from pagepool.drivers.af_xdp.socket import RingSizes
 from pagepool.drivers.af_xdp.steering import WantedMode
-from pagepool.errors import DeviceError
+from pagepool.drivers.rx_queue import QueueClosedError, RxQueue
+from pagepool.errors import DeviceError, PoolBusyError
 from pagepool.memory import MemoryKind, PageAllocator
-from pagepool.napi import Napi, guard
-from pagepool.xdp import XdpBatch, XdpStats, carry_out
+from pagepool.napi import guard
+from pagepool.xdp import XdpBatch
 from pagepool.xdp.driver import FramePool, U32Array
 
 __all__ = ["AfXdpQueue"]
 
 _LOOK_EVERY: Final = 256  # empty polls between two looks at whether the device is still there
-_LOOK_S: Final = 0.1  # the same while asleep: poll(2) does not tell
+_BUSY_S: Final = 1.0
+_RETRY_S: Final = 0.001  # when to try again to send what the device had no room for
 
 _open_queues: weakref.WeakSet[AfXdpQueue] = weakref.WeakSet()
 
 
-class AfXdpQueue:
+class AfXdpQueue(RxQueue):
     """Open a receive and transmit queue.
 
     Parameters
@@ -65,14 +63,16 @@ class AfXdpQueue:
         Where the XDP program is attached; ``auto`` is native where the driver can.
     zerocopy : bool, optional
         True: or fail; False: never; None: where the driver can. `is_zerocopy` says which it became.
-    busy_poll : float or bool
-        Microseconds to go on polling without frames before sleeping; True for never sleeping. Also asks the
-        kernel to poll the device from our thread, where it can.
+    busy_poll : bool
+        Ask the kernel to poll the device inside our polls, where the driver can (``SO_PREFER_BUSY_POLL``); for a
+        thread that spins. Whether it spins is said to `poll_forever` and `run`.
     need_wakeup : bool
         Let the kernel say when it wants a system call.
     share_umem_with : AfXdpQueue, optional
         An open queue whose memory to use: frames can then be redirected between the two without a copy. Mode
         of copying and memory are its.
+    weight : int
+        Default budget of `napi`.
     memory : PageAllocator, MemoryKind or str, optional
         What the UMEM is made of; by default huge pages where there are any. An allocator must be
         ``commit=True``.
@@ -86,18 +86,10 @@ class AfXdpQueue:
 
     Attributes
     ----------
-    name, queue : str, int
-        Interface and queue.
-    pool : PagePool
-        Where the pages of the batches come from and go back to. Its owner is the first thread that polls.
-    napi : Napi
-        Decides when to poll; used by `run`.
-    rxq : XdpRxqInfo
-        The registration of pool and queue.
-    memory : FrameMemory
-        The UMEM as arrays.
-    xdp_stats : XdpStats
-        Verdicts so far.
+    parts : QueueParts
+        What it is made of.
+    name, queue, pool, napi, rxq, memory, xdp_stats
+        See `RxQueue`.
 
     Notes
     -----
@@ -120,27 +112,22 @@ class AfXdpQueue:
         filter: str = "all",
         mode: WantedMode = "auto",
         zerocopy: bool | None = None,
-        busy_poll: float | bool = 0.0,
+        busy_poll: bool = False,
         need_wakeup: bool = True,
         share_umem_with: AfXdpQueue | None = None,
+        weight: int = 64,
         memory: PageAllocator | MemoryKind | str | None = None,
     ) -> None:
-        self.closed = True  # until it is open, there is nothing to close
         self.name, self.queue = ifname, queue
-        self.xdp_stats = XdpStats()
-        self._batch: XdpBatch | None = None
-        self._block: U32Array | None = None
-        self._handler: Callable[[XdpBatch], object] | None = None
-        self._claimed = False
         self._gone: DeviceError | None = None
         self._pid = os.getpid()
-        self._spin_us = math.inf if busy_poll is True else float(busy_poll)
+        self._block: U32Array | None = None
         guard.install()
         guard.enter()  # a Ctrl-C waits until there is either a queue or nothing
         try:
             if share_umem_with is not None:
                 share_umem_with._must_be_open()
-            self.parts = QueueParts(
+            self.parts = parts = QueueParts(
                 ifname,
                 queue,
                 frames=frames,
@@ -149,240 +136,73 @@ class AfXdpQueue:
                 filter=filter,
                 mode=mode,
                 zerocopy=zerocopy,
-                busy_poll=bool(busy_poll),
+                busy_poll=busy_poll,
                 need_wakeup=need_wakeup,
                 share_umem_with=share_umem_with,
                 memory=memory,
             )
-            self.pool, self.memory, self.rxq = self.parts.pool, self.parts.memory, self.parts.rxq
-            self._rings, self._egress, self._socket = self.parts.rings, self.parts.egress, self.parts.socket
-            self.napi = Napi(self._napi_poll, fd=self._socket.fileno(), name=f"{ifname} queue {queue}")
-            self.rxq.napi_id = self.napi.id
-            self.closed = False
+            self._rings, self._egress, self._wakeup = parts.rings, parts.egress, parts.wakeup
+            try:
+                super().__init__(ifname, queue, parts.pool, fd=self._wakeup.fileno(), weight=weight)
+                parts.start(self.memory)
+            except BaseException:
+                if not self._closed:
+                    self.close()
+                parts.close()
+                raise
             _open_queues.add(self)
         finally:
-            if self.closed:
-                guard.uninstall()
+            guard.uninstall()
             guard.leave()
 
-    # -- receive -----------------------------------------------------------------------------------------
+    # -- receive -----------------------------------------------------------------------------------------------
 
-    def poll(self, budget: int = 64) -> XdpBatch | None:
-        """Take up to `budget` frames; complete the batch before.
+    def _receive(self, budget: int) -> XdpBatch | None:
+        rings, block = self._rings, self._block
+        if block is None or block.shape[1] != budget:
+            block = self._block = np.empty((3, budget), np.uint32)
+        count = rings.poll(block, budget)
+        if not count:
+            self._look_round()
+            return None
+        self._block = None  # the batch's now
+        offset = rings.offset
+        return XdpBatch(self, block[0, :count], block[1, :count], block[2, :count] if offset < 0 else offset)
 
-        Returns
-        -------
-        XdpBatch or None
-            None where there is no frame. The batch is alive until it is completed, at the latest by the next
-            poll.
-
-        Raises
-        ------
-        DeviceError
-            The interface is gone.
-        WrongThreadError
-            Another thread polls this queue.
-        ValueError
-            The queue is closed.
-
-        Notes
-        -----
-        Context: one thread; the first to poll becomes the owner of the pool. No system call, unless the
-        driver asks for one.
-        """
-        if self._batch is not None:
-            self._batch.complete()
-        if not self._claimed:
-            self._become_owner()
-        guard.enter()
-        try:
-            block = self._block
-            if block is None or block.shape[1] < budget:
-                block = self._block = np.empty((3, budget), np.uint32)
-            count = self._rings.poll(block, budget)
-            if count:
-                self._block = None
-                offset = self._rings.offset
-                offsets = block[2, :count] if offset < 0 else offset
-                self._batch = XdpBatch(self, block[0, :count], block[1, :count], offsets)
-                return self._batch
-        finally:
-            guard.leave()
+    def _look_round(self) -> None:
+        """After an empty poll: is there something to send still, and is the device still there?"""
         if self._rings.nr_tx_queued:
             self._egress.kick()
-        if self._egress.refusal or self._rings.empty_polls % _LOOK_EVERY == 0:
+            if self._rings.nr_tx_queued and not self._egress.refusal:
+                self.napi.schedule_after(_RETRY_S)  # nothing else would wake us for it
+        # The first polls after a sleep without frames, for then it may have been the news of a link.
+        if self._egress.refusal or self._rings.empty_polls % _LOOK_EVERY in (1, 2):
+            self._wakeup.drain()
             self._check_device()
-        return None
-
-    def poll_forever(self, budget: int = 64, timeout: float | None = None) -> Iterator[XdpBatch]:
-        """Yield batches, each completed before the next; sleep or spin between them.
-
-        Parameters
-        ----------
-        budget : int
-            Frames per batch.
-        timeout : float, optional
-            End after so many seconds without a frame; None for never.
-        """
-        last = time.monotonic()
-        while True:
-            batch = self.poll(budget)
-            if batch is not None:
-                yield batch
-                batch.complete()
-                last = time.monotonic() if timeout is not None or self._spin_us else 0.0
-                continue
-            idle = time.monotonic() - last if timeout is not None or self._spin_us else 0.0
-            if timeout is not None and idle >= timeout:
-                return
-            if idle * 1e6 >= self._spin_us:
-                self.wait(None if timeout is None else timeout - idle)
-                if self._spin_us and timeout is None:
-                    last = time.monotonic()
-
-    def run(
-        self,
-        handler: Callable[[XdpBatch], object],
-        budget: int = 64,
-        seconds: float | None = None,
-        until: Callable[[], bool] | None = None,
-    ) -> int:
-        """Call `handler` with every batch, by the queue's `napi`; returns the number of frames.
-
-        Parameters
-        ----------
-        handler : callable
-            Gives verdicts; `per_frame` adapts a function of one frame. Its exceptions end the run.
-        budget : int
-            Frames per batch.
-        seconds : float, optional
-            How long; None for ever.
-        until : callable, optional
-            Asked between polls; True ends the run.
-        """
-        deadline = math.inf if seconds is None else time.monotonic() + seconds
-        total, stopped = 0, False
-
-        def done() -> bool:
-            nonlocal stopped
-            stopped = until is not None and until()
-            return stopped
-
-        self._handler = handler
-        try:
-            self.napi.schedule()
-            while not stopped and (left := deadline - time.monotonic()) > 0:
-                total += self.napi.run(done, seconds=min(left, _LOOK_S), budget=budget, busy_poll_us=self._spin_us)
-                self._check_device()
-        finally:
-            self._handler = None
-            if self._batch is not None:
-                self._batch.complete()
-        return total
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Sleep until there are frames; return whether there are.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds at most; None for ever.
-
-        Raises
-        ------
-        DeviceError
-            The interface went meanwhile.
-        """
-        self._must_be_open()
-        waiter = select.poll()
-        waiter.register(self._socket.fileno(), select.POLLIN)
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        while not self._rings.nr_rx:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            if self._rings.nr_tx_queued:  # the kernel had no room: nothing will wake us when it has
-                self._egress.kick()
-                left = min(left, 0.001)
-            waiter.poll(math.ceil(1e3 * min(left, _LOOK_S)))
-            self._check_device()
-        return True
 
     def fileno(self) -> int:
-        """Return the socket, readable when there are frames: for epoll, asyncio and the like."""
-        return self._socket.fileno()
+        """Return a descriptor that becomes readable when there are frames, or when a link of the namespace changes."""
+        return self._wakeup.fileno()
 
-    # -- the verdicts' ways out (XdpDriver) --------------------------------------------------------------
+    # -- the verdicts' ways out (XdpDriver) --------------------------------------------------------------------
 
     def transmit(self, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
-        """Queue frames of this pool for sending; see `XdpDriver`."""
+        """Queue frames of this pool for sending; see `pagepool.xdp.XdpDriver.transmit`."""
         return self._egress.transmit(ids, lengths, offsets)
 
     def pass_to_stack(self, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
-        """Hand copies of the frames to the kernel's stack, some 50 us each; see `XdpDriver`."""
+        """Hand copies of the frames to the kernel's stack, some 50 us each; see `pagepool.xdp.XdpDriver`."""
         return self._egress.pass_to_stack(ids, lengths, offsets)
 
     def xdp_xmit(self, source: FramePool, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
-        """Send what another queue received: from the same UMEM as it is, else copied; see `XdpDriver`."""
-        return 0 if self.closed else self._egress.xmit(source, ids, lengths, offsets)
+        """Send what another queue received: from the same UMEM as it is, else copied; see `pagepool.xdp.XdpDriver`."""
+        return 0 if self._closed else self._egress.xmit(source, ids, lengths, offsets)
 
-    def finish(self, batch: XdpBatch) -> None:
-        """Carry out the verdicts and send; see `XdpDriver`."""
-        guard.enter()
-        try:
-            if batch is self._batch:
-                self._batch = None
-            carry_out(self, batch)
-            if not self.closed:
-                self._egress.kick()
-        finally:
-            guard.leave()
+    def _flush(self) -> None:
+        if not self._closed:
+            self._egress.kick()
 
-    # -- end ---------------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Stop receiving, send what is queued (50 ms at most), and bring every page home. Idempotent.
-
-        Pages that the user kept stay good, and go back to the memory they came from.
-
-        Raises
-        ------
-        PoolBusyError
-            Another thread is inside the queue and does not come out.
-        """
-        guard.enter()
-        try:
-            if not self.closed:
-                self._close()
-        finally:
-            guard.leave()
-
-    def _close(self) -> None:
-        self.closed = True
-        _open_queues.discard(self)
-        try:
-            if self._batch is not None:
-                self._batch.complete()
-        finally:
-            try:
-                self.napi.close()
-                self.parts.close()
-            finally:
-                guard.uninstall()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "closed", True):
-            self.close()
-
-    # -- figures -----------------------------------------------------------------------------------------
+    # -- the rest ----------------------------------------------------------------------------------------------
 
     def stats(self) -> AfXdpStats:
         """Return the figures of this moment: pool, rings, verdicts, the kernel's socket and program."""
@@ -399,31 +219,40 @@ class AfXdpQueue:
         """Where the XDP program is: ``"native"`` or ``"generic"``."""
         return self.parts.steering.mode
 
+    def close(self) -> None:
+        """Stop receiving, send what is queued (50 ms at most), and bring every page home. Idempotent.
+
+        Raises
+        ------
+        PoolBusyError
+            Another thread has been inside the queue for a second; nothing has changed.
+        """
+        deadline = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                return super().close()
+            except PoolBusyError:
+                if self._closed or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
+
+    def _close(self) -> None:
+        # Pages that the user kept stay good, and go back to the memory they came from.
+        _open_queues.discard(self)
+        self.rxq.unreg()
+        self.parts.close()
+
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"{self.mode}, {'zero copy' if self.parts.is_zerocopy else 'copy'}"
+        if self._closed:
+            state = "closed" if os.getpid() == self._pid else "of the parent process"
+        else:
+            state = f"{self.mode}, {'zero copy' if self.is_zerocopy else 'copy'}"
         return f"<AfXdpQueue {self.name} queue {self.queue}, {state}>"
-
-    # -- inside ------------------------------------------------------------------------------------------
-
-    def _become_owner(self) -> None:
-        self._must_be_open()
-        self.pool.claim()
-        self._claimed = True
-
-    def _napi_poll(self, budget: int) -> int:
-        batch = self.poll(budget)
-        if batch is None:
-            return 0
-        count = len(batch)
-        if self._handler is not None:
-            self._handler(batch)
-        batch.complete()
-        return count
 
     def _check_device(self) -> None:
         if self._gone is None:
             try:
-                self._socket.check_device()
+                self.parts.socket.check_device()
             except DeviceError as error:
                 self._must_be_open()  # another thread may have closed it meanwhile: that is the better reason
                 self._gone = error
@@ -432,16 +261,16 @@ class AfXdpQueue:
         self._egress.refusal = 0  # down, not gone: it may come up again
 
     def _must_be_open(self) -> None:
-        if self.closed:
-            why = "" if os.getpid() == self._pid else ": it belongs to the parent process"
-            raise ValueError(f"{self.name} queue {self.queue} is closed{why}")
+        if self._closed:
+            raise QueueClosedError(f"{self!r} is closed")
 
     def _abandon(self) -> None:
-        self.closed = True
+        self._closed = True
         self.parts.abandon()
 
 
 def _abandon_after_fork() -> None:
+    """In a forked child: the queue is the parent's; a child that kept the descriptors would keep it busy."""
     for queue in list(_open_queues):
         queue._abandon()
     _open_queues.clear()

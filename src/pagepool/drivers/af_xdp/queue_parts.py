@@ -22,9 +22,10 @@ from pagepool.drivers.af_xdp.home_ns import HomeNs
 from pagepool.drivers.af_xdp.socket import BindFlag, RingSizes, XdpSocket
 from pagepool.drivers.af_xdp.steering import Steering, WantedMode, close_steering, open_steering
 from pagepool.drivers.af_xdp.umem_area import UmemArea
+from pagepool.drivers.af_xdp.wakeup import Wakeup
 from pagepool.errors import DeviceError, PoolBusyError
 from pagepool.memory import MemoryKind, PageAllocator
-from pagepool.xdp import FrameMemory, MemType, XdpRxqInfo
+from pagepool.xdp import FrameMemory
 
 if TYPE_CHECKING:
     from pagepool.drivers.af_xdp.queue import AfXdpQueue
@@ -43,10 +44,10 @@ class QueueParts:
 
     Attributes
     ----------
-    home, steering, socket, area, rings, egress
+    home, steering, socket, area, rings, wakeup, egress
         One file of this package each.
-    pool, memory, rxq
-        The pool, its arena as arrays, and its registration.
+    pool : PagePool
+        Over the area.
     is_zerocopy : bool
         Whether the device itself reads and writes the pages.
     """
@@ -98,17 +99,18 @@ class QueueParts:
             self.socket.bind(ifindex, queue, flags, share_umem_with=other.socket if other else None)
             self.socket.set_tx_budget(sizes.tx)
             self.is_zerocopy = self.socket.is_zerocopy()
-            self.memory = FrameMemory(self.pool)
-            self.egress = Egress(self.rings, self.memory, self.steering, self.home, queue)
+            self.wakeup = Wakeup(self.socket.fileno())
+            undo.callback(self.wakeup.close)
+            self.egress = Egress(self.rings, self.steering, self.home, queue)
             undo.callback(self.egress.close)
-            self.rxq = XdpRxqInfo()
-            self.rxq.reg(ifname, queue)
-            undo.callback(self.rxq.unreg)
-            self.rxq.reg_mem_model(MemType.PAGE_POOL, self.pool)
             undo.callback(self._flush)
-            self.steering.insert(queue, self.socket.fileno())
-            undo.callback(self.steering.remove, queue)
             self._undo = undo.pop_all()
+
+    def start(self, memory: FrameMemory) -> None:
+        """Let frames come in."""
+        self.egress.memory = memory
+        self._undo.callback(self.steering.remove, self.queue)
+        self.steering.insert(self.queue, self.socket.fileno())
 
     def close(self) -> None:
         """Undo everything, last first; every step is taken, whatever the others raise. Idempotent.
@@ -123,6 +125,7 @@ class QueueParts:
         self._undo.pop_all()
         self.rings.close()
         self.socket.close()
+        self.wakeup.close()
         self.home.close()
 
     def _make_pool(self, params: PagePoolParams, frames: int) -> PagePool:
