@@ -9,11 +9,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Figure, Spread, ratio
+from benchmarks.case import Figure, Spread, ratio, spread
+from benchmarks.receive.passes import Received, rate_ratio
+from benchmarks.scenarios.af_xdp import PLAIN
 from benchmarks.table import Table, show
 from benchmarks.targets import Standing
 
-__all__ = ["figure_rows", "show_figures", "show_standings", "standing_rows", "write_json"]
+__all__ = [
+    "figure_rows",
+    "received_rows",
+    "show_figures",
+    "show_received",
+    "show_standings",
+    "standing_rows",
+    "write_json",
+]
 
 _Figures = Mapping[str, Figure]
 
@@ -28,7 +38,7 @@ def figure_rows(figures: _Figures) -> list[dict[str, Any]]:
             **asdict(figure.spread),
             "subtracted": figure.case.overhead,
             "against": figure.case.against,
-            "ratio": asdict(ratio(figure, figures[figure.case.against])) if figure.case.against in figures else None,
+            "ratio": _maybe(_to_peer(figure, figures)),
             "rounds": len(figure.samples),
             "times_a_round": figure.times,
             "pages_a_time": figure.case.pages,
@@ -38,9 +48,23 @@ def figure_rows(figures: _Figures) -> list[dict[str, Any]]:
     ]
 
 
+def received_rows(rows: Sequence[Received]) -> list[dict[str, Any]]:
+    """Return one JSON object a receiver and generator."""
+    return [
+        {
+            "unit": "thousand frames a second",
+            **asdict(row),
+            "spread": asdict(row.spread),
+            "to_c": _maybe(_beside(row, rows, _same_mode_in_c(row))),
+            "to_plain_recv": _maybe(_beside(row, rows, PLAIN)),
+        }
+        for row in rows
+    ]
+
+
 def standing_rows(standings: Sequence[Standing]) -> list[dict[str, Any]]:
     """Return one JSON object a target."""
-    return [{**asdict(standing), "holds": standing.holds} for standing in standings]
+    return [{**asdict(standing), "stands": standing.stands} for standing in standings]
 
 
 def show_figures(figures: _Figures) -> None:
@@ -52,16 +76,40 @@ def show_figures(figures: _Figures) -> None:
         ("row", "unit", "to"),
     )
     for name, figure in figures.items():
-        times, peer = figure.spread, figure.case.against
-        beside = _number(ratio(figure, figures[peer]).median) if peer in figures else ""
+        times, beside = figure.spread, _to_peer(figure, figures)
         table.rows.append(
             (
                 name,
                 _number(times.median),
                 _quartiles(times),
                 f"ns/{figure.case.per}",
-                beside,
-                peer or "",
+                _number(beside.median) if beside else "",
+                figure.case.against or "",
+            )
+        )
+    show(table)
+
+
+def show_received(rows: Sequence[Received]) -> None:
+    """Print the table of rates."""
+    passes = max((len(row.kpps) for row in rows), default=0)
+    table = Table(
+        f"Receiving on veth: medians and quartiles of {passes} passes in turns, thousand frames a second (kpps)",
+        ("receiver", "generator", "kpps", "quartiles", "got", "CPU ns/frame", "to C", "to recv"),
+        ("receiver", "generator"),
+    )
+    for row in rows:
+        to_c, to_plain = _beside(row, rows, _same_mode_in_c(row)), _beside(row, rows, PLAIN)
+        table.rows.append(
+            (
+                row.name,
+                row.generator,
+                _number(row.spread.median),
+                _quartiles(row.spread),
+                f"{100 * spread(row.got).median:.1f} %",
+                _number(spread(row.cpu_ns).median),
+                f"{to_c.median:.2f}" if to_c else "",
+                f"{to_plain.median:.2f}" if to_plain else "",
             )
         )
     show(table)
@@ -75,9 +123,9 @@ def show_standings(standings: Sequence[Standing]) -> None:
         table.rows.append(
             (
                 standing.what,
-                f"{_number(standing.value)} {standing.unit}",
+                f"{_number(standing.value.median)} {standing.unit}",
                 f"{sign} {_number(standing.limit)} {standing.unit}",
-                "holds" if standing.holds else "misses",
+                standing.stands,
             )
         )
     show(table)
@@ -87,6 +135,25 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content`, readable by people too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _to_peer(figure: Figure, figures: _Figures) -> Spread | None:
+    peer = figures.get(figure.case.against or "")
+    return None if peer is None else ratio(figure, peer)
+
+
+def _same_mode_in_c(row: Received) -> str:
+    """Return the C receiver that is to be compared with: same mode and budget where it has them."""
+    return row.name.replace("pagepool", "C", 1) if row.name[-1].isdigit() else "C spin 64"
+
+
+def _beside(row: Received, rows: Sequence[Received], name: str) -> Spread | None:
+    found = [other for other in rows if other.name == name and other.generator == row.generator]
+    return rate_ratio(row, found[0]) if found else None
+
+
+def _maybe(numbers: Spread | None) -> dict[str, float] | None:
+    return None if numbers is None else asdict(numbers)
 
 
 def _quartiles(times: Spread) -> str:

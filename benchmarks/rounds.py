@@ -20,7 +20,7 @@ _MAX_TIMES = 1 << 28
 
 
 def run_rounds(
-    cases: Sequence[Case], rounds: int, sample_ms: float, progress: Callable[[int, int], None] | None = None
+    cases: Sequence[Case], rounds: int, sample_ms: float, progress: Callable[[str], None]
 ) -> dict[str, Figure]:
     """Time every case in every round.
 
@@ -32,8 +32,8 @@ def run_rounds(
         Samples of each.
     sample_ms : float
         About how long one sample takes.
-    progress : callable, optional
-        Called with (rounds done, rounds).
+    progress : callable
+        Told what is being done.
 
     Returns
     -------
@@ -44,12 +44,11 @@ def run_rounds(
         times = {case.name: _calibrate(case, sample_ms * 1e6) for case in cases}
         raw: dict[str, list[float]] = {case.name: [] for case in cases}
         for number in range(rounds):
+            progress(f"round {number + 1} of {rounds}")
             for case in cases if number % 2 == 0 else reversed(cases):
                 n = times[case.name]
                 raw[case.name].append(case.measure(n) / n)
             gc.collect()
-            if progress is not None:
-                progress(number + 1, rounds)
     return {case.name: Figure(case, times[case.name], tuple(_net(case, raw))) for case in cases}
 
 

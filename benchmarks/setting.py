@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 from benchmarks.quiet import Quiet
@@ -38,3 +39,17 @@ class Setting:
     @property
     def sample_ms(self) -> float:
         return 1.0 if self.quick else 6.0
+
+    @property
+    def passes(self) -> int:
+        return 1 if self.quick else 7
+
+    @property
+    def receive_s(self) -> float:
+        return 0.4 if self.quick else 1.5
+
+    @staticmethod
+    def progress(text: str) -> None:
+        """Tell somebody who watches what is being done."""
+        if sys.stderr.isatty():
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

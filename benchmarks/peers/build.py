@@ -50,9 +50,7 @@ def pkg_config(library: str) -> list[str]:
         It is not installed, or pkg-config is not.
     """
     try:
-        done = subprocess.run(
-            ("pkg-config", "--cflags", "--libs", library), capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(("pkg-config", "--cflags", "--libs", library), capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         raise PeerError(f"{library} is not installed (pkg-config does not know it)") from None
     return shlex.split(done.stdout)

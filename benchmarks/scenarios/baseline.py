@@ -30,7 +30,7 @@ def cases(stack: ExitStack, setting: Setting) -> list[Case]:
         Case(COMPILED_LOOP, compiled(loops.for_loop), "empty compiled loop", per="turn", overhead=None),
         Case("atomic_inc", compiled(loops.atomic_inc), "atomic add", per="add", overhead=COMPILED_LOOP),
         Case("lock", compiled(loops.lock), "spin lock and unlock, nobody else", per="pair", overhead=COMPILED_LOOP),
-        Case(FRESH_PAGE, compiled(loops.fresh_page), "4 KiB from the kernel and back, compiled", overhead=COMPILED_LOOP),
+        Case(FRESH_PAGE, compiled(loops.fresh_page), "4 KiB from the kernel, compiled", overhead=COMPILED_LOOP),
         Case(PYTHON_LOOP, _loop, "empty Python loop", per="turn", overhead=None),
         Case(EMPTY_CALLS, partial(_empty_calls, loops.Empty()), "give(take()), compiled and empty", per="pair"),
         Case(LIST, partial(_list, pages), "a home-made pool: pages.append(pages.pop())"),

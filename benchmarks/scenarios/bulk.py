@@ -14,8 +14,8 @@ from functools import partial
 from time import perf_counter_ns
 
 from benchmarks.case import COMPILED_LOOP, Case, compiled, python_loop
-from benchmarks.setting import Setting
 from benchmarks.scenarios.baseline import LIST
+from benchmarks.setting import Setting
 from pagepool import PagePool
 from pagepool._core import loops
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from benchmarks.case import COMPILED_LOOP, Case, compiled
-from benchmarks.setting import Setting
 from benchmarks.scenarios.baseline import FRESH_PAGE
+from benchmarks.setting import Setting
 from pagepool import PagePool
 from pagepool._core import loops
 

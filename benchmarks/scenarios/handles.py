@@ -15,8 +15,8 @@ from time import perf_counter_ns
 import numpy as np
 
 from benchmarks.case import Case, python_loop
-from benchmarks.setting import Setting
 from benchmarks.scenarios.baseline import EMPTY_CALLS, LIST
+from benchmarks.setting import Setting
 from pagepool import PagePool
 
 __all__ = ["DEL_CLASS", "LAST_REFERENCE", "LIST_TOUCH", "PUT_PAGE", "PUT_PAGE_TOUCH", "cases"]

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from functools import partial
 
 from benchmarks.case import COMPILED_LOOP, Case, compiled
-from benchmarks.setting import Setting
 from benchmarks.scenarios.fast_path import FAST_PATH
+from benchmarks.setting import Setting
 from pagepool import PagePool
 from pagepool._core import loops
 
