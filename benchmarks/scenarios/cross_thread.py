@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""One owner allocates, other threads give back: the ring's producer side, beside a `queue.SimpleQueue`.
+"""One owner takes pages, other threads give them back: the ring, beside a `queue.SimpleQueue`.
 
-The owner takes pages for every thread, the threads wait, and the clock runs from the moment they are let go to
-the moment the last of them is done: nanoseconds of wall time per page. With one GIL the threads take turns;
-without, they meet at the ring's lock. The pool's rows end with the owner taking the pages out of the ring,
-off the clock; the queue's with the owner taking them from the queue.
+The clock runs while the owner takes a pile for every thread, and again from the moment the threads are let go
+to the moment the last of them is done: nanoseconds of wall time per page, there and back. With one GIL the
+threads take turns; without, they meet at the ring's lock.
 """
 
 from __future__ import annotations
@@ -18,25 +17,23 @@ from queue import SimpleQueue
 from time import perf_counter_ns
 from typing import Any
 
-import numpy as np
-
-from benchmarks.case import Case
+from benchmarks.case import Case, python_loop
 from benchmarks.setting import Setting
 from pagepool import PagePool
 
 __all__ = ["cases"]
 
-_PAGES = 4096  # of each thread: its wake-up must not show
+_PAGES = 8192  # of each thread: its wake-up must not show
 _BULK = 64
 
-Work = Callable[[Any], None]
+_Pile = tuple[Callable[[Any], object] | None, list[Any]]
 
 
 class _Threads:
     """Threads that are let go together, each with its own pile."""
 
     def __init__(self, count: int, cpus: list[int]) -> None:
-        self._todo: list[SimpleQueue[tuple[Work, Any] | None]] = [SimpleQueue() for _ in range(count)]
+        self._todo: list[SimpleQueue[_Pile | None]] = [SimpleQueue() for _ in range(count)]
         self._done: SimpleQueue[int] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, args=(todo, cpus[i % len(cpus)]), daemon=True)
@@ -48,11 +45,15 @@ class _Threads:
     def __len__(self) -> int:
         return len(self._threads)
 
-    def run(self, work: Work, piles: list[Any]) -> int:
-        """Do `work` on one pile each; return the nanoseconds until the last is done."""
+    def run(self, take: Callable[[], Any] | None, length: int, give: Callable[[Any], object] | None) -> int:
+        """Take a pile for each thread and let them give it back; return the nanoseconds of both."""
         start = perf_counter_ns()
+        if take is None:
+            piles: list[list[Any]] = [[None for _ in python_loop(length)] for _ in self._threads]
+        else:
+            piles = [[take() for _ in python_loop(length)] for _ in self._threads]
         for todo, pile in zip(self._todo, piles, strict=True):
-            todo.put((work, pile))
+            todo.put((give, pile))
         return max(self._done.get() for _ in piles) - start
 
     def close(self) -> None:
@@ -61,11 +62,16 @@ class _Threads:
         for thread in self._threads:
             thread.join()
 
-    def _run(self, todo: SimpleQueue[tuple[Work, Any] | None], cpu: int) -> None:
+    def _run(self, todo: SimpleQueue[_Pile | None], cpu: int) -> None:
         os.sched_setaffinity(0, {cpu})
         while (given := todo.get()) is not None:
-            work, pile = given
-            work(pile)
+            give, pile = given
+            if give is None:
+                while pile:
+                    pile.pop()
+            else:
+                while pile:
+                    give(pile.pop())
             self._done.put(perf_counter_ns())
 
 
@@ -80,76 +86,46 @@ def cases(stack: ExitStack, setting: Setting) -> list[Case]:
 
 
 def _cases(stack: ExitStack, threads: _Threads) -> list[Case]:
-    count = len(threads)
+    nr_threads = len(threads)
     pool = stack.enter_context(PagePool(pool_size=16384))
-    who = "1 thread" if count == 1 else f"{count} threads"
-    loop, bulk_loop = f"cross-thread loop, {who}", f"cross-thread loop of {_BULK}, {who}"
-    peer = f"SimpleQueue, {who}"
-    nr_pages = count * _PAGES
     queue: SimpleQueue[memoryview] = SimpleQueue()
-    for _ in range(count * _PAGES):
+    for _ in range(nr_threads * _PAGES):
         queue.put(memoryview(b""))
+    who = "1 thread" if nr_threads == 1 else f"{nr_threads} threads"
+    loop, bulk_loop = f"cross-thread loop, {who}", f"cross-thread loop of {_PAGES // _BULK}, {who}"
+    peer = f"SimpleQueue, {who}"
+
+    def case(
+        name: str,
+        what: str,
+        take: Callable[[], Any] | None,
+        give: Callable[[Any], object] | None,
+        *,
+        each: int = 1,
+        overhead: str | None = loop,
+        against: str | None = peer,
+    ) -> Case:
+        measure = partial(_measure, threads, take, _PAGES // each, give)
+        return Case(name, measure, what, nr_threads * _PAGES, overhead=overhead, against=against)
+
     return [
-        Case(loop, partial(_loop, threads, _PAGES), "list pops, and the wake-up", nr_pages, overhead=None),
-        Case(bulk_loop, partial(_loop, threads, _PAGES // _BULK), "the same", nr_pages, overhead=None),
-        Case(peer, partial(_queue, threads, queue), "queue.put(page)", nr_pages, overhead=loop),
-        *(
-            Case(f"{name}, {who}", partial(_handles, threads, pool, give), what, nr_pages, overhead=loop, against=peer)
-            for name, what, give in (
-                ("cross put_page", "pool.put_page(page)", pool.put_page),
-                ("cross last reference", "del page", None),
-            )
-        ),
-        Case(
+        case(loop, "what the rows have beside their work", None, None, overhead=None, against=None),
+        case(bulk_loop, "the same for piles of arrays", None, None, each=_BULK, overhead=None, against=None),
+        case(peer, "queue.get(), queue.put(page)", queue.get_nowait, queue.put, against=None),
+        case(f"cross put_page, {who}", "pool.put_page(page)", pool.dev_alloc_pages, pool.put_page),
+        case(f"cross last reference, {who}", "del page", pool.dev_alloc_pages, None),
+        case(
             f"cross put_bulk, {who}",
-            partial(_bulk, threads, pool),
             f"pool.put_bulk({_BULK} ids)",
-            nr_pages,
+            partial(pool.alloc_bulk, _BULK),
+            pool.put_bulk,
+            each=_BULK,
             overhead=bulk_loop,
-            against=peer,
         ),
     ]
 
 
-def _give_all(give: Callable[[Any], object] | None, pile: list[Any]) -> None:
-    if give is None:
-        while pile:
-            pile.pop()
-    else:
-        while pile:
-            give(pile.pop())
-
-
-def _loop(threads: _Threads, length: int, n: int) -> int:
-    took = 0
-    for _ in range(n):
-        took += threads.run(partial(_give_all, None), [[None] * length for _ in range(len(threads))])
-    return took
-
-
-def _queue(threads: _Threads, queue: SimpleQueue[memoryview], n: int) -> int:
-    took = 0
-    for _ in range(n):
-        piles = [[queue.get() for _ in range(_PAGES)] for _ in range(len(threads))]
-        took += threads.run(partial(_give_all, queue.put), piles)
-    return took
-
-
-def _handles(threads: _Threads, pool: PagePool, give: Callable[[Any], object] | None, n: int) -> int:
-    took = 0
-    for _ in range(n):
-        piles = [[pool.alloc_pages() for _ in range(_PAGES)] for _ in range(len(threads))]
-        took += threads.run(partial(_give_all, give), piles)
-    return took
-
-
-def _bulk(threads: _Threads, pool: PagePool, n: int) -> int:
-    took = 0
-    for _ in range(n):
-        piles = []
-        for _ in range(len(threads)):
-            ids = np.zeros(_PAGES, np.uint32)
-            pool.alloc_bulk(ids)
-            piles.append(list(ids.reshape(-1, _BULK)))
-        took += threads.run(partial(_give_all, pool.put_bulk), piles)
-    return took
+def _measure(
+    threads: _Threads, take: Callable[[], Any] | None, length: int, give: Callable[[Any], object] | None, n: int
+) -> int:
+    return sum(threads.run(take, length, give) for _ in range(n))
