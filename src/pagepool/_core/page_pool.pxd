@@ -13,6 +13,7 @@ cdef class PagePool(Carver):
     cdef bint _creator
     cdef object __weakref__
 
+    cdef int crossed(self) except -1
     cdef int _after_bulk(self, uint32_t *ids, uint32_t n) except -1
     cdef int destroy(self) except -1
     cdef list lent_ids(self)

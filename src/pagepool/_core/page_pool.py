@@ -56,6 +56,7 @@ from cython.cimports.pagepool._core.tiers import (
     LEFT_NID,
     LEFT_REFCNT,
     LEFT_RING_FULL,
+    LEFT_SYNC,
     LEFT_WAIVE,
     NO_MAP,
 )
@@ -657,6 +658,7 @@ class PagePool(Carver):
         elif above and held <= low:
             self.watermark[3] = False
             callback(self, False)
+        return 0
 
     # -- life and death ------------------------------------------------------------------------------------------
 
@@ -867,6 +869,7 @@ class PagePool(Carver):
             left_nid=self.left[LEFT_NID],
             left_closed=self.left[LEFT_CLOSED],
             left_detached=self.left[LEFT_DETACHED],
+            left_sync=self.left[LEFT_SYNC],
             map_failed=self.left[LEFT_MAP],
             limit_hits=self.limit_hits,
             rejected=self.rejected,

@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 
 from pagepool._core.arena cimport NO_PAGE, pp_page_t
-from pagepool._core.atomic cimport pp_likely, pp_load64, pp_store64, pp_unlikely
+from pagepool._core.atomic cimport pp_likely, pp_load32, pp_load64, pp_store64, pp_unlikely
 from pagepool._core.dma_map cimport DmaMap
 from pagepool._core.page cimport Home, Page
 from pagepool._core.ptr_ring cimport PtrRing
@@ -22,7 +22,8 @@ cdef enum:
     LEFT_CLOSED = 4          # the pool was closed
     LEFT_DETACHED = 5        # release_page
     LEFT_MAP = 6             # never came in: its mapping failed
-    NR_LEFT = 7
+    LEFT_SYNC = 7            # its sync for the device failed
+    NR_LEFT = 8
 
 cdef class Tiers(Home):
     # -- the owner's cache lines: nobody else writes here
@@ -91,6 +92,8 @@ cdef class Tiers(Home):
     cdef uint32_t slow(self) except? NO_PAGE
     cdef uint32_t slow_noexcept(self) noexcept
     cdef int enter_page(self, uint32_t id) except -1
+    cdef void keep(self, uint32_t id) noexcept
+    cdef int crossed(self) except -1
     cdef uint32_t hit_run(self, uint32_t *out, uint32_t n) noexcept nogil
     cdef uint32_t cache_run(self, const uint32_t *ids, uint32_t n) noexcept nogil
     cdef uint32_t ring_run(self, const uint32_t *ids, uint32_t n) noexcept nogil
@@ -107,6 +110,10 @@ cdef class Tiers(Home):
     cdef uint32_t lent_now(self) noexcept nogil
     cdef int set_fast_threads(self) except -1
     cdef int raise_pending(self) except -1
+
+cdef inline uint32_t held_by(Tiers self) noexcept nogil:
+    # Objects not yet back at the page allocator.
+    return self.hold_cnt - pp_load32(&self.release_cnt)
 
 # One page each way for compiled loops on the owner's thread, between enter_owner and leave_owner.
 cdef inline uint32_t take_one(Tiers self) noexcept nogil:
