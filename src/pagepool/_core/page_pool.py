@@ -37,6 +37,7 @@ from cython.cimports.pagepool._core.arena import (
     pg_word,
 )
 from cython.cimports.pagepool._core.atomic import (
+    PP_GIL_DISABLED,
     pp_cas64,
     pp_likely,
     pp_load32,
@@ -47,7 +48,7 @@ from cython.cimports.pagepool._core.atomic import (
     pp_unlock,
 )
 from cython.cimports.pagepool._core.carver import FRAG_ALIGN
-from cython.cimports.pagepool._core.dma_map import MAP_PAGE, DmaMap
+from cython.cimports.pagepool._core.dma_map import MAP_PAGE, NOT_MAPPED, DmaMap
 from cython.cimports.pagepool._core.page import KIND_HOLDER, Page
 from cython.cimports.pagepool._core.tiers import (
     LEFT_CLOSED,
@@ -62,6 +63,7 @@ from cython.cimports.pagepool._core.tiers import (
 )
 
 from pagepool._core import registry
+from pagepool._core.carver import call_site
 from pagepool._core.params import PPFlag, make_params
 from pagepool._core.ptr_ring import PtrRing
 from pagepool._core.stats import Holder, PoolStats
@@ -102,6 +104,10 @@ class PagePool(Carver):
     Source: https://docs.kernel.org/networking/page_pool.html
     """
 
+    def __cinit__(self, *args, **fields):
+        self.ring = PtrRing(1)  # a subclass that forgets super().__init__() has a closed pool, not a crash
+        self.frag_page = NO_PAGE
+
     def __init__(self, params=None, /, **fields):
         if self.arena is not None:
             raise RuntimeError("a PagePool is made once")
@@ -123,9 +129,9 @@ class PagePool(Carver):
         self.dma_dir_obj = checked.dma_dir
         self.strict = checked.strict
         self.auto_direct = True
-        self.frag_page = NO_PAGE
         self.map_mode = NO_MAP
-        if checked.track:
+        self.track = checked.track
+        if self.track:
             self.alloc_sites = {}
             self.put_sites = {}
         self.ring = PtrRing(checked.pool_size)
@@ -173,17 +179,9 @@ class PagePool(Carver):
         -----
         Context: the owner. About the cost of a method call while the cache or the ring has pages.
         """
-        id: uint32_t
-        page: Page
-        if pp_likely(self.alloc_thread == pp_thread_id() and self.alloc_sites is None):
-            with cython.critical_section(self):
-                id = self.get_one() if self.alloc_thread != 0 else NO_PAGE
-                if pp_likely(id != NO_PAGE):
-                    pp_store64(cython.address(self.pages[id].word), self.word_lent_handle)
-                    if self.cache_n < self.mark:
-                        self.note_high_water()
-                    page = self.new_page(id, KIND_HOLDER, 0, self.object_bytes)
-                    return page
+        page: Page = self.take_cached()
+        if pp_likely(page is not None):
+            return page
         try:
             return self.take_page()
         except OSError:
@@ -208,12 +206,29 @@ class PagePool(Carver):
         WrongThreadError
             The caller is not the owner.
         """
-        page = self.take_page() if self.alloc_thread != pp_thread_id() else self.dev_alloc_pages()
-        if page is None:
-            page = self.take_page()  # once more, for the reason: this one raises what the device said
+        page: Page = self.take_cached()
+        if pp_likely(page is not None):
+            return page
+        page = self.take_page()
         if page is None:
             raise MemoryError(self._why_none())
         return page
+
+    def take_cached(self):
+        # The top of the cache, or None: no Python runs here. All else is `take_page`'s.
+        id: uint32_t
+        if pp_likely(self.alloc_thread == pp_thread_id()):
+            with cython.critical_section(self):
+                if pp_likely(self.cache_n != 0 and (not PP_GIL_DISABLED or self.alloc_thread == pp_thread_id())):
+                    id = self.cache[self.cache_n - 1]
+                    if pp_likely(pp_load64(cython.address(self.pages[id].word)) == self.word_cached):
+                        self.cache_n -= 1
+                        self.alloc_fast += 1
+                        pp_store64(cython.address(self.pages[id].word), self.word_lent_handle)
+                        if self.cache_n < self.mark:
+                            self.note_high_water()
+                        return self.new_page(id, KIND_HOLDER, 0, self.object_bytes)
+        return None
 
     def put_page(self, page: Page, dma_sync_size: int64_t = -1, allow_direct: cython.bint = False):
         """Give a page back: drop the holder's reference; the last one recycles it.
@@ -316,7 +331,7 @@ class PagePool(Carver):
         """
         if size <= 0 or size > self.object_bytes:
             raise ValueError(f"size {size} is out of range: 1 to {self.object_bytes} bytes")
-        return self.carve((size + FRAG_ALIGN - 1) // FRAG_ALIGN * FRAG_ALIGN)
+        return self.carve((size + FRAG_ALIGN - 1) // FRAG_ALIGN * FRAG_ALIGN, False)
 
     def alloc(self, size: int):
         """Take a whole page where `size` is above half of one, else a fragment.
@@ -328,18 +343,13 @@ class PagePool(Carver):
         -------
         Page or None
         """
-        page: Page
         wanted: uint32_t
         if size <= 0 or size > self.object_bytes:
             raise ValueError(f"size {size} is out of range: 1 to {self.object_bytes} bytes")
         wanted = (size + FRAG_ALIGN - 1) // FRAG_ALIGN * FRAG_ALIGN
         if 2 * wanted > self.object_bytes:
             return self.dev_alloc_pages()
-        page = self.carve(wanted)
-        if page is not None and self.frag_offset + wanted > self.object_bytes:
-            page.length = self.object_bytes - page.offset
-            self.frag_offset = self.object_bytes
-        return page
+        return self.carve(wanted, True)
 
     # -- many pages ----------------------------------------------------------------------------------------------
 
@@ -374,17 +384,18 @@ class PagePool(Carver):
         try:
             n = cython.cast(uint32_t, view.len // 4)
             self.enter_owner()
-            if not self.open:
-                self.busy -= 1
-                raise PoolClosedError(f"{self!r} is closed")
-            if n >= NOGIL_PAGES:
-                with cython.nogil:
+            try:
+                if not self.open:
+                    raise PoolClosedError(f"{self!r} is closed")
+                if n >= NOGIL_PAGES:
+                    with cython.nogil:
+                        done = self.alloc_ids(cython.cast(cython.pointer[uint32_t], view.buf), n)
+                else:
                     done = self.alloc_ids(cython.cast(cython.pointer[uint32_t], view.buf), n)
-            else:
-                done = self.alloc_ids(cython.cast(cython.pointer[uint32_t], view.buf), n)
-            if self.pending is not None or self.alloc_sites is not None:
-                self._after_bulk(cython.cast(cython.pointer[uint32_t], view.buf), done)
-            self.busy -= 1
+                if self.pending is not None or self.track:
+                    self._after_bulk(cython.cast(cython.pointer[uint32_t], view.buf), done)
+            finally:
+                self.busy -= 1
         finally:
             PyBuffer_Release(cython.address(view))
         return done
@@ -394,15 +405,21 @@ class PagePool(Carver):
         error = self.pending
         if error is not None and not isinstance(error, (OSError, MemoryError, PoolClosedError)):
             self.put_ids(ids, n, -1, True)  # Ctrl-C in the middle: nothing stays with a caller who cannot know of it
-            self.busy -= 1
-            self.raise_pending()
+            self.pending = None
+            raise error
         self.pending = None
-        if self.alloc_sites is not None:
-            from pagepool._core.carver import call_site
-
+        if self.track:
             site = (time.monotonic(), call_site())
             for i in range(n):
                 self.alloc_sites[ids[i]] = site
+        return 0
+
+    def _note_puts(self, ids, n):
+        i: uint32_t
+        site = (time.monotonic(), call_site())
+        for i in range(n):
+            if self.alloc_sites.pop(ids[i], None) is not None:
+                self.put_sites[ids[i]] = site
         return 0
 
     def put_bulk(self, ids, dma_sync_size: int64_t = -1):
@@ -435,9 +452,8 @@ class PagePool(Carver):
         try:
             n = cython.cast(uint32_t, view.len // 4)
             at: cython.pointer[uint32_t] = cython.cast(cython.pointer[uint32_t], view.buf)
-            if self.alloc_sites is not None:
-                for i in range(n):
-                    self.alloc_sites.pop(at[i], None)
+            if self.track:
+                self._note_puts(at, n)
             direct = self.auto_direct and self.owner == pp_thread_id()
             if direct:
                 self.enter_owner()
@@ -474,7 +490,7 @@ class PagePool(Carver):
         if not 0 <= id < self.nr_pages:
             raise ForeignPageError(f"page {id} is not in the arena of {self!r}")
         if length < 0:
-            length = self.object_bytes - offset
+            length = max(0, self.object_bytes - offset)
         if offset < 0 or offset + length > self.object_bytes:
             raise ValueError(f"offset {offset} and length {length} do not fit {self.object_bytes} bytes")
         number: uint32_t = id
@@ -492,9 +508,12 @@ class PagePool(Carver):
         if self.map_mode == NO_MAP:
             raise NotMappedError(f"{self!r} maps nothing: make it with flags=PPFlag.DMA_MAP and a dev")
         if self.map_mode == MAP_PAGE:
-            if not pp_load64(cython.address(self.pages[id].word)) & PG_MAPPED:
-                raise NotMappedError(f"page {id} is not mapped any more; it left {self!r}")
+            word: uint64_t = pp_load64(cython.address(self.pages[id].word))
+            if not word & PG_MAPPED or pg_slot(word) != self.slot:
+                raise NotMappedError(f"page {id} is not mapped; it is not in {self!r}, or left it")
             return self.pages[id].dma_addr
+        if self.slab_dma[id >> 9] == NOT_MAPPED:
+            raise NotMappedError(f"page {id} is not mapped; no page of its slab was ever in {self!r}")
         return self.slab_dma[id >> 9] + (cython.cast(uint64_t, id & 511) << 12)
 
     def dma_addr(self, id: int) -> int:
@@ -515,6 +534,11 @@ class PagePool(Carver):
         -------
         int
             How many were written; it ends at the first id that is not mapped.
+
+        Raises
+        ------
+        NotMappedError
+            The pool maps nothing at all.
         """
         view: Py_buffer
         target: Py_buffer
@@ -532,7 +556,12 @@ class PagePool(Carver):
                 for i in range(n):
                     if at[i] >= self.nr_pages:
                         return i
-                    to[i] = self.dma_addr_of(at[i])
+                    try:
+                        to[i] = self.dma_addr_of(at[i])
+                    except NotMappedError:
+                        if self.map_mode == NO_MAP:
+                            raise
+                        return i
                 return n
             finally:
                 PyBuffer_Release(cython.address(target))
@@ -549,7 +578,13 @@ class PagePool(Carver):
             Bytes from the pool's own offset.
         size_bytes : int
         """
-        number = page.id if isinstance(page, Page) else page
+        number = page
+        if isinstance(page, Page):
+            handle: Page = page
+            if handle.home != cython.cast(cython.pointer[PyObject], self):
+                raise ForeignPageError(f"{page!r} does not belong to {self!r}")
+            handle._must_live()
+            number = handle.id
         if offset < 0 or size_bytes < 0 or offset + self.dma_offset + size_bytes > self.object_bytes:
             raise ValueError(f"offset {offset} and size {size_bytes} do not fit {self.object_bytes} bytes")
         at = self.dma_addr(number) + self.dma_offset + offset
@@ -693,7 +728,7 @@ class PagePool(Carver):
         -----
         Context: any thread.
         """
-        if self._creator:
+        if self._creator and self.users > 0:
             if self.users == 1:
                 self.destroy()
             self._creator = False
@@ -712,10 +747,11 @@ class PagePool(Carver):
             pp_lock(cython.address(self.ring.lock))
             self.ring.closed = 1  # late producers are out from here on
             pp_unlock(cython.address(self.ring.lock))
+            # Whatever a device raises, Ctrl-C too, the rest is still given back; the caller hears of it at the end.
             if self.frag_page != NO_PAGE:
                 try:
                     self.drain_frag()
-                except Exception as error:
+                except BaseException as error:
                     refused = error
             while self.cache_n:
                 self.cache_n -= 1
@@ -723,19 +759,19 @@ class PagePool(Carver):
                 if pp_load64(cython.address(self.pages[number].word)) == self.word_cached:
                     try:
                         self.leave(number, LEFT_CLOSED)
-                    except Exception as error:
+                    except BaseException as error:
                         refused = error
             while self.ring.consume_bulk(cython.address(number), 1):
                 if pp_load64(cython.address(self.pages[number].word)) == self.word_ringed:
                     try:
                         self.leave(number, LEFT_CLOSED)
-                    except Exception as error:
+                    except BaseException as error:
                         refused = error
             if self.map_mode == MAP_PAGE:
                 for lent in self.lent_ids():
                     try:
                         self.unmap_page(lent)
-                    except Exception as error:
+                    except BaseException as error:
                         refused = error
         if self.inflight > 0:
             self.detach_time = time.monotonic()
@@ -802,14 +838,22 @@ class PagePool(Carver):
         # No handle can be left: each keeps the pool alive. Ids that were never put go home here.
         if self.arena is None or self.slot == 0:
             return
-        if self.open:
+        refused = None
+        try:
             self.destroy()
+        except BaseException as error:
+            refused = error
         for number in self.lent_ids():
             at: cython.pointer[uint64_t] = cython.address(self.pages[cython.cast(uint32_t, number)].word)
             pp_store64(at, (pp_load64(at) & ~cython.cast(uint64_t, 0xF)) | PG_FRESH)
-            self.leave(number, LEFT_CLOSED)
+            try:
+                self.leave(number, LEFT_CLOSED)
+            except BaseException as error:
+                refused = error
         self.arena.drop_slot(self.slot)
         self.slot = 0
+        if refused is not None:
+            raise refused
 
     # -- figures -------------------------------------------------------------------------------------------------
 
@@ -821,7 +865,8 @@ class PagePool(Carver):
     @property
     def lent(self) -> int:
         """Objects that somebody outside the pool holds."""
-        return cython.cast(cython.int, self.lent_now())
+        # A page being carved of which no fragment is out is at home, though in no tier.
+        return cython.cast(cython.int, self.lent_now() - (1 if self.frag_idle() else 0))
 
     @property
     def closed(self) -> bool:
@@ -885,12 +930,15 @@ class PagePool(Carver):
         slab: uint32_t
         number: uint32_t
         word: uint64_t
+        idle: uint32_t = self.frag_page if self.frag_idle() else NO_PAGE
+        if self.arena is None:
+            return found
         for slab in range(self.arena.nr_slabs):
             if not self.arena._slab_on[slab]:
                 continue
             for number in range(slab * PAGES_PER_SLAB, (slab + 1) * PAGES_PER_SLAB):
                 word = pp_load64(cython.address(self.pages[number].word))
-                if pg_slot(word) == self.slot and pg_state(word) == PG_LENT and number != self.frag_page:
+                if pg_slot(word) == self.slot and pg_state(word) == PG_LENT and number != idle:
                     found.append(number)
         return found
 
@@ -899,6 +947,8 @@ class PagePool(Carver):
         slab: uint32_t
         number: uint32_t
         word: uint64_t
+        if self.arena is None:
+            return counts
         for slab in range(self.arena.nr_slabs):
             if self.arena._slab_on[slab]:
                 for number in range(slab * PAGES_PER_SLAB, (slab + 1) * PAGES_PER_SLAB):

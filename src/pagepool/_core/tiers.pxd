@@ -68,6 +68,7 @@ cdef class Tiers(Home):
     cdef int map_mode
     cdef bint sync                        # DMA_SYNC_DEV, and the device wants it
     cdef bint zero
+    cdef bint track                       # every lending and put is noted: no fast ways
     cdef bint auto_direct                 # the owner's plain puts go to the cache
     cdef bint open                        # False after close: nothing is handed out
     cdef uint32_t order
@@ -98,7 +99,7 @@ cdef class Tiers(Home):
     cdef uint32_t cache_run(self, const uint32_t *ids, uint32_t n) noexcept nogil
     cdef uint32_t ring_run(self, const uint32_t *ids, uint32_t n) noexcept nogil
     cdef bint seize(self, uint32_t id) noexcept nogil
-    cdef int put_id(self, uint32_t id, int64_t dma_sync_size, bint direct) except -1
+    cdef int put_id(self, uint32_t id, int64_t dma_sync_size, bint direct, bint holder) except -1
     cdef int put_id_noexcept(self, uint32_t id, int64_t dma_sync_size, bint direct) noexcept
     cdef int last_reference(self, uint32_t id, uint64_t word, int64_t dma_sync_size, bint direct) except -1
     cdef int leave(self, uint32_t id, int reason) except -1

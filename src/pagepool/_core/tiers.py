@@ -31,6 +31,7 @@ from cython.cimports.pagepool._core.arena import (
     PG_MM_SHIFT,
     PG_PFMEMALLOC,
     PG_REF_SHIFT,
+    PG_SPENT,
     pg_mm,
     pg_refs,
     pg_slot,
@@ -96,8 +97,9 @@ class Tiers(Home):
 
     def set_fast_threads(self):
         # The fast ways test one word: the owner's thread where nothing special is wanted, else 0, nobody.
-        self.alloc_thread = self.owner if self.open else 0
-        self.put_thread = self.owner if self.open and self.auto_direct and not self.sync else 0
+        fast: cython.bint = self.open and not self.track
+        self.alloc_thread = self.owner if fast else 0
+        self.put_thread = self.owner if fast and self.auto_direct and not self.sync else 0
         return 0
 
     # -- taking --------------------------------------------------------------------------------------------------
@@ -429,7 +431,7 @@ class Tiers(Home):
             pp_add64(cython.address(self.rejected), 1)
             return 0
         try:
-            self.put_id(id, dma_sync_size, direct)
+            self.put_id(id, dma_sync_size, direct, True)
         except (DoublePutError, ForeignPageError):
             pp_add64(cython.address(self.rejected), 1)
             return 0
@@ -438,9 +440,11 @@ class Tiers(Home):
             self.pending = error
         return 1
 
-    def put_id(self, id, dma_sync_size, direct):
-        # Drop one pool reference; the last one decides. The GIL is held.
+    def put_id(self, id, dma_sync_size, direct, holder):
+        # Drop one pool reference; the last one decides. The GIL is held. `holder`: it is the holder's own, which can
+        # be given back once, whoever asks: while a view keeps the page lent, the word remembers that it is gone.
         at: cython.pointer[uint64_t] = cython.address(self.pages[id].word)
+        spent: uint64_t = PG_SPENT if holder else 0
         word: uint64_t
         while True:
             word = pp_load64(at)
@@ -448,8 +452,10 @@ class Tiers(Home):
                 raise ForeignPageError(f"page {id} is not lent by {self!r}: it belongs to another pool or to none")
             if pg_state(word) != PG_LENT:
                 raise DoublePutError(f"page {id} was put{self.where_put(id)} already; {self!r} holds it")
+            if word & spent:
+                raise DoublePutError(f"page {id} was put{self.where_put(id)} already; views or fragments keep it lent")
             if pg_refs(word) > 1:
-                if pp_cas64(at, word, word - (cython.cast(uint64_t, 1) << PG_REF_SHIFT)):
+                if pp_cas64(at, word, (word - (cython.cast(uint64_t, 1) << PG_REF_SHIFT)) | spent):
                     return 0
             # The last one: PG_FRESH takes the page out of everybody's reach while its fate is decided.
             elif pp_cas64(at, word, pg_with_state(word, PG_FRESH)):
