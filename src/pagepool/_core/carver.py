@@ -12,7 +12,7 @@ import time
 import traceback
 
 import cython
-from cython.cimports.cpython.exc import PyErr_Fetch, PyErr_Restore, PyErr_WriteUnraisable
+from cython.cimports.cpython.exc import PyErr_Fetch, PyErr_Restore, PyErr_SetObject, PyErr_WriteUnraisable
 from cython.cimports.cpython.object import PyObject, PyTypeObject
 from cython.cimports.cpython.ref import Py_DECREF, Py_INCREF
 from cython.cimports.libc.stdint import uint32_t, uint64_t
@@ -35,6 +35,7 @@ from cython.cimports.pagepool._core.atomic import (
     pp_add64,
     pp_cas64,
     pp_cas64_gil,
+    pp_is_finalizing,
     pp_likely,
     pp_load64,
     pp_store64,
@@ -113,8 +114,10 @@ class Carver(Tiers):
         PyErr_Fetch(cython.address(kind), cython.address(value), cython.address(trace))
         try:
             self.handle_died(page)
-        except BaseException:
-            PyErr_WriteUnraisable(self)
+        except BaseException as error:
+            if not pp_is_finalizing():
+                PyErr_SetObject(type(error), error)  # caught is cleared: the hook would see none
+                PyErr_WriteUnraisable(self)
         PyErr_Restore(kind, value, trace)
 
     def new_page(self, id, kind, offset, length):
@@ -290,9 +293,10 @@ class Carver(Tiers):
             try:
                 self.sync_for_device(id, -1)
             except BaseException:
-                pp_store64(at, pg_with_state(word, PG_FRESH))
+                pp_store64(at, pg_with_state(pp_load64(at), PG_FRESH))
                 self.leave(id, LEFT_SYNC)
                 raise
+            word = pp_load64(at)  # a close meanwhile has unmapped it
         if self.open and plain and self.frag_page == NO_PAGE:  # the sync may have run anything
             self.recycle_cached += 1
             self.alloc_fast += 1

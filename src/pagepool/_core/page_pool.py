@@ -39,6 +39,7 @@ from cython.cimports.pagepool._core.arena import (
 from cython.cimports.pagepool._core.atomic import (
     PP_GIL_DISABLED,
     pp_cas64,
+    pp_is_finalizing,
     pp_likely,
     pp_load32,
     pp_load64,
@@ -852,7 +853,7 @@ class PagePool(Carver):
                 refused = error
         self.arena.drop_slot(self.slot)
         self.slot = 0
-        if refused is not None:
+        if refused is not None and not pp_is_finalizing():
             raise refused
 
     # -- figures -------------------------------------------------------------------------------------------------

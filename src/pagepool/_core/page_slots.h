@@ -28,6 +28,7 @@ static inline void pp_page_install(PyTypeObject *type, destructor died)
 {
 	pp_page_new = type->tp_new;
 	type->tp_new = pp_page_refuse;
+	type->tp_vectorcall = NULL; /* the short way from Page() to Cython's own */
 	type->tp_dealloc = died;
 }
 
