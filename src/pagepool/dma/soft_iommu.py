@@ -98,9 +98,8 @@ class SoftIommu:
             It is mapped in this direction already. Several directions are no fault: pools of each share memory.
         """
         with self._lock:
-            new = self._new(
-                self._table.allocate(size_bytes), vaddr, size_bytes, _FLAGS.get(dma_dir, 0), self.needs_sync
-            )
+            iova = self._table.allocate(size_bytes)
+            new = self._new(iova, vaddr, size_bytes, _FLAGS.get(dma_dir, 0), self.needs_sync)
             for old in self._table.of_memory(vaddr, size_bytes):
                 if old.dma_dir == dma_dir:
                     self._log.add(FindingKind.DOUBLE_MAP, f"map of vaddr {vaddr:#x} again", old.iova, size_bytes, old)
@@ -121,9 +120,8 @@ class SoftIommu:
         with self._lock:
             for one in self._table.overlapping(dma_addr, size_bytes):
                 if (one.iova, one.size_bytes, one.dma_dir) != (dma_addr, size_bytes, dma_dir):
-                    what = (
-                        f"unmap {DmaDir(dma_dir).name} of what was mapped as {one.size_bytes} bytes {one.dma_dir.name}"
-                    )
+                    mapped = f"{one.size_bytes} bytes {one.dma_dir.name} at {one.iova:#x}"
+                    what = f"unmap {DmaDir(dma_dir).name} of what was mapped as {mapped}"
                     self._log.add(FindingKind.MISMATCHED_UNMAP, what, dma_addr, size_bytes, one)
                 elif one.has_syncs and self.check_recycle:
                     self._judge.must_be_read(one, 0, size_bytes, "unmap")
