@@ -102,13 +102,13 @@ class Bounce(DmaLayer):
     def sync_for_cpu(self, dma_addr: int, size_bytes: int, dma_dir: DmaDir) -> None:
         """Copy from the buffer to the CPU's memory."""
         super().sync_for_cpu(dma_addr, size_bytes, dma_dir)
-        slot, offset = self._find(dma_addr, size_bytes)
+        slot, offset = self._find(dma_addr, size_bytes, both_sides=True)
         if dma_dir != DmaDir.TO_DEVICE:
             copy_memory(slot.vaddr + offset, slot.shadow_vaddr + offset, size_bytes)
 
     def sync_for_device(self, dma_addr: int, size_bytes: int, dma_dir: DmaDir) -> None:
         """Copy from the CPU's memory to the buffer."""
-        slot, offset = self._find(dma_addr, size_bytes)
+        slot, offset = self._find(dma_addr, size_bytes, both_sides=True)
         copy_memory(slot.shadow_vaddr + offset, slot.vaddr + offset, size_bytes)
         super().sync_for_device(dma_addr, size_bytes, dma_dir)
 
@@ -130,10 +130,13 @@ class Bounce(DmaLayer):
         slot, offset = self._find(dma_addr, size_bytes)
         return read_memory(slot.shadow_vaddr + offset, size_bytes)
 
-    def _find(self, dma_addr: int, size_bytes: int) -> tuple[_Slot, int]:
+    def _find(self, dma_addr: int, size_bytes: int, *, both_sides: bool = False) -> tuple[_Slot, int]:
         with self._lock:
             at = bisect_right(self._starts, dma_addr)
             slot = self._slots[self._starts[at - 1]] if at else None
         if slot is None or size_bytes < 0 or dma_addr + size_bytes > slot.dma_addr + slot.size_bytes:
             raise DeviceError(errno.EFAULT, "bounce", f"dma_addr {dma_addr:#x}", f"{size_bytes} bytes are not mapped")
-        return slot, dma_addr - slot.dma_addr
+        offset = dma_addr - slot.dma_addr
+        if both_sides and not is_memory(slot.vaddr + offset, size_bytes):
+            raise DeviceError(errno.EFAULT, "bounce", f"vaddr {slot.vaddr + offset:#x}", "the memory went away")
+        return slot, offset
