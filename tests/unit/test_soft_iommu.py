@@ -333,6 +333,11 @@ def test_memory_that_went_away_is_a_finding_and_no_crash() -> None:
     assert "given back to the system" in iommu.findings[0].what
 
 
+def test_a_length_below_nothing_is_a_value_error() -> None:
+    with SoftIommu() as iommu, pytest.raises(ValueError, match="-1 bytes"):
+        iommu.dma_read(0x1000, -1)
+
+
 # -- the CPU's side ------------------------------------------------------------------------------------------
 
 
@@ -349,6 +354,18 @@ def test_an_announced_write_makes_bytes_the_cpus() -> None:
         assert kinds(iommu) == [K.NOT_SYNCED_FOR_DEVICE]
         assert iommu.findings[0].history[-1].what == "written by the CPU"
         page.put()
+
+
+def test_a_put_that_syncs_too_little_shows_at_the_next_longer_frame() -> None:
+    with SoftIommu(collect=True) as iommu, pool_on(iommu) as pool:
+        driver = TinyDriver(pool)
+        for length, dma_sync_size in [(500, 100), (100, 100), (101, 101)]:
+            driver.post()
+            driver.nic.receive(bytes(length))
+            page, _ = driver.collect()
+            pool.put_page(page, dma_sync_size)
+        assert kinds(iommu) == [K.NOT_SYNCED_FOR_DEVICE]
+        assert "byte 100 is the CPU's" in iommu.findings[0].what
 
 
 def test_bytes_that_go_back_unread_are_reported_if_asked() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -119,6 +120,29 @@ def test_a_frame_longer_than_a_page_of_the_ring_raises_through_the_poll() -> Non
                 queue.poll()
             assert fault.value.finding.page_id is not None  # type: ignore[attr-defined]
         pool.check()
+
+
+@BOTH
+def test_threads_share_a_device_without_findings(strict: bool) -> None:
+    failures: list[BaseException] = []
+    start = threading.Barrier(3)
+
+    def work(iommu: SoftIommu) -> None:
+        try:
+            start.wait()
+            with pool_on(iommu, **HEADROOM) as pool, LoopbackQueue(UdpFlows(), pool=pool, wire=[]) as queue:
+                receive(queue, iommu, 1000)
+        except BaseException as failure:
+            failures.append(failure)
+
+    with SoftIommu(strict=strict) as iommu:
+        threads = [threading.Thread(target=work, args=(iommu,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    assert iommu.findings == ()
 
 
 # -- counts --------------------------------------------------------------------------------------------------

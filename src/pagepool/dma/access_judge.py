@@ -83,6 +83,8 @@ class AccessJudge:
             self._log.add(FindingKind.NOT_SYNCED_FOR_CPU, text, one.iova + offset, size_bytes, one)
 
     def _reached(self, dma_addr: int, size_bytes: int, what: str) -> IovaMapping | None:
+        if size_bytes < 0:
+            raise ValueError(f"{what} of {size_bytes} bytes")
         found = self._table.overlapping(dma_addr, max(size_bytes, 1))
         one = found[0] if found and found[0].iova <= dma_addr else None
         if one is None:

@@ -53,12 +53,10 @@ class Ownership:
         self.vaddr = vaddr
         self._pages: dict[int, _OwnedPage] = {}
 
-    def to_device(self, offset: int, size_bytes: int, sites: CallSites) -> int | None:
-        """Give bytes to the device; return the first that the device had written unread, or ``None``."""
-        unread = self._first(offset, size_bytes, _WRITTEN)
+    def to_device(self, offset: int, size_bytes: int, sites: CallSites) -> None:
+        """Give bytes to the device."""
         self._give(offset, size_bytes, _DEVICE)
         self.note("synced for the device", offset, size_bytes, sites)
-        return unread
 
     def to_cpu(self, offset: int, size_bytes: int, sites: CallSites) -> int | None:
         """Take bytes back for the CPU; return the first that it wrote while it was the device's, or ``None``."""

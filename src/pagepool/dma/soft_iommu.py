@@ -9,29 +9,22 @@ mistake never works by luck.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Self
 
-from pagepool._core.params import DmaDir, MapGranularity
-from pagepool.dma.access_judge import AccessJudge
+from pagepool._core.params import DmaDir
 from pagepool.dma.call_sites import user_call_sites
 from pagepool.dma.cpu_memory import read_memory, write_memory
-from pagepool.dma.finding_log import FindingLog
 from pagepool.dma.findings import Finding, FindingKind, report_text
-from pagepool.dma.iova_table import DMA_ENTRY_LIMIT, DMA_READ, DMA_WRITE, IovaMapping, IovaTable
-from pagepool.dma.layer import unwrap
-from pagepool.dma.page_names import arena_at, pools_of
-from pagepool.errors import DeviceError, DmaFault
+from pagepool.dma.iommu_domain import IommuDomain
+from pagepool.dma.iova_table import DMA_ENTRY_LIMIT, DMA_READ, DMA_WRITE
+from pagepool.errors import DmaFault
 
 __all__ = ["SoftIommu"]
 
-_FLAGS = {DmaDir.BIDIRECTIONAL: DMA_READ | DMA_WRITE, DmaDir.TO_DEVICE: DMA_READ, DmaDir.FROM_DEVICE: DMA_WRITE}
-_DIRS = {flags: dma_dir for dma_dir, flags in _FLAGS.items()}
 
-
-class SoftIommu:
+class SoftIommu(IommuDomain):
     """Make a software IOMMU, a `DmaDevice` and a `DmaBus` in one.
 
     Parameters
@@ -75,61 +68,19 @@ class SoftIommu:
         memlock_bytes: int | None = None,
         max_findings: int = 1000,
     ) -> None:
+        super().__init__(
+            strict=strict,
+            collect=collect,
+            check_syncs=check_syncs,
+            check_recycle=check_recycle,
+            entry_limit=entry_limit,
+            memlock_bytes=memlock_bytes,
+            max_findings=max_findings,
+        )
         self.name = name
-        self.granularity = MapGranularity.PAGE if strict else MapGranularity.SLAB
-        self.needs_sync = check_syncs
-        self.check_recycle = check_recycle
-        self._lock = threading.RLock()
-        self._table = IovaTable(entry_limit, memlock_bytes)
-        self._log = FindingLog(self, collect=collect, max_findings=max_findings)
-        self._judge = AccessJudge(self, self._table, self._log)
         self._closed = False
 
-    # -- the driver's side: a DmaDevice --------------------------------------------------------------------------
-
-    def map(self, vaddr: int, size_bytes: int, dma_dir: DmaDir) -> int:
-        """Map a range at an IOVA of the IOMMU's choice; it begins as the CPU's (see `ownership`).
-
-        Raises
-        ------
-        DeviceError
-            EINVAL, ENOSPC, EFAULT or ENOMEM, as VFIO.
-        DmaFault
-            It is mapped in this direction already. Several directions are no fault: pools of each share memory.
-        """
-        with self._lock:
-            iova = self._table.allocate(size_bytes)
-            new = self._new(iova, vaddr, size_bytes, _FLAGS.get(dma_dir, 0), self.needs_sync)
-            for old in self._table.of_memory(vaddr, size_bytes):
-                if old.dma_dir == dma_dir:
-                    self._log.add(FindingKind.DOUBLE_MAP, f"map of vaddr {vaddr:#x} again", old.iova, size_bytes, old)
-                    break
-            self._table.add(new)
-            return new.iova
-
-    def unmap(self, dma_addr: int, size_bytes: int, dma_dir: DmaDir) -> None:
-        """Undo `map`.
-
-        Raises
-        ------
-        DeviceError
-            EINVAL for part of a mapping.
-        DmaFault
-            It is not mapped (any more), or was mapped otherwise.
-        """
-        with self._lock:
-            for one in self._table.overlapping(dma_addr, size_bytes):
-                if (one.iova, one.size_bytes, one.dma_dir) != (dma_addr, size_bytes, dma_dir):
-                    mapped = f"{one.size_bytes} bytes {one.dma_dir.name} at {one.iova:#x}"
-                    what = f"unmap {DmaDir(dma_dir).name} of what was mapped as {mapped}"
-                    self._log.add(FindingKind.MISMATCHED_UNMAP, what, dma_addr, size_bytes, one)
-                elif one.has_syncs and self.check_recycle:
-                    self._judge.must_be_read(one, 0, size_bytes, "unmap")
-            if not self._remove(dma_addr, size_bytes):
-                gone = self._table.was_mapped(dma_addr)
-                kind = FindingKind.MISMATCHED_UNMAP if gone is None else FindingKind.DOUBLE_UNMAP
-                what = "unmap of what was never mapped" if gone is None else "unmap again"
-                self._log.add(kind, what, dma_addr, size_bytes, gone)
+    # -- syncs -----------------------------------------------------------------------------------------------------
 
     def sync_for_cpu(self, dma_addr: int, size_bytes: int, dma_dir: DmaDir) -> None:
         """Take bytes back from the device."""
@@ -150,49 +101,6 @@ class SoftIommu:
                 if self.check_recycle:
                     self._judge.must_be_read(one, dma_addr - one.iova, size_bytes, "sync for the device")
                 one.ownership.to_device(dma_addr - one.iova, size_bytes, user_call_sites())
-
-    # -- VFIO's own calls ----------------------------------------------------------------------------------------
-
-    def map_iova(self, vaddr: int, iova: int, size_bytes: int, flags: int = DMA_READ | DMA_WRITE) -> None:
-        """Map at an IOVA of the caller's choice, as ``VFIO_IOMMU_MAP_DMA`` does.
-
-        Such a mapping is coherent: VFIO knows no syncs, and none are missed.
-
-        Raises
-        ------
-        DeviceError
-            EINVAL: unaligned, empty, no flags, or outside `IOVA_RANGES`; EEXIST: taken (also a finding); ENOSPC:
-            `entry_limit` mappings; EFAULT: no memory; ENOMEM: beyond `memlock_bytes`.
-        """
-        with self._lock:
-            try:
-                self._table.add(self._new(iova, vaddr, size_bytes, flags, False))
-            except DeviceError:
-                if size_bytes > 0 and (old := self._table.overlapping(iova, size_bytes)):
-                    with_it = f"map at iova {iova:#x}, which is taken"
-                    self._log.add(FindingKind.DOUBLE_MAP, with_it, iova, size_bytes, old[0], quiet=True)
-                raise
-
-    def unmap_iova(self, iova: int, size_bytes: int) -> int:
-        """Unmap every mapping in a range, as ``VFIO_IOMMU_UNMAP_DMA`` does.
-
-        Returns
-        -------
-        int
-            Bytes unmapped; 0 where nothing was mapped, which VFIO does not mind (what was unmapped before is a
-            finding all the same, never an exception).
-
-        Raises
-        ------
-        DeviceError
-            EINVAL: unaligned, empty, or part of a mapping.
-        """
-        with self._lock:
-            removed = self._remove(iova, size_bytes)
-            gone = None if removed else self._table.was_mapped(iova)
-            if gone is not None and (gone.iova, gone.size_bytes) == (iova, size_bytes):
-                self._log.add(FindingKind.DOUBLE_UNMAP, "unmap again", iova, size_bytes, gone, quiet=True)
-            return removed
 
     # -- the device's side: a DmaBus -----------------------------------------------------------------------------
 
@@ -248,12 +156,6 @@ class SoftIommu:
         with self._lock:
             return self._log.counts.copy()
 
-    @property
-    def nr_mappings(self) -> int:
-        """Mappings that are alive."""
-        with self._lock:
-            return len(self._table)
-
     def report(self) -> str:
         """Return all findings as text."""
         with self._lock:
@@ -278,18 +180,9 @@ class SoftIommu:
         if self._closed:
             return
         self._closed = True
-        for arena in {id(one.arena): one.arena for one in self._table.mappings()}.values():
-            if arena is not None:
-                self._unmap_idle(arena)
-        with self._lock:
-            leaks = []
-            for one in self._table.mappings():
-                held = "" if one.arena is None else ", ".join(repr(pool) for pool in pools_of(self, one.arena))
-                what = f"still mapped at the end{held and ' by ' + held}"
-                kind = FindingKind.LEAKED_MAPPING
-                leaks.append(self._log.add(kind, what, one.iova, one.size_bytes, one, quiet=True))
-            if leaks and not self._log.collect:
-                raise DmaFault(report_text(self.name, leaks, 0), leaks[0])
+        leaks = self._leaks()
+        if leaks and not self._log.collect:
+            raise DmaFault(report_text(self.name, leaks, 0), leaks[0])
 
     def __enter__(self) -> Self:
         return self
@@ -301,21 +194,6 @@ class SoftIommu:
             if kind is None:  # an exception on its way explains the leaks better than they do
                 raise
 
-    def _new(self, iova: int, vaddr: int, size_bytes: int, flags: int, has_syncs: bool) -> IovaMapping:
-        new = IovaMapping(iova, vaddr, size_bytes, flags, _DIRS.get(flags, DmaDir.NONE), user_call_sites())
-        new.has_syncs = has_syncs
-        found = arena_at(vaddr)
-        if found is not None:
-            new.arena, new.first_page = found
-        return new
-
-    def _remove(self, iova: int, size_bytes: int) -> int:
-        removed = self._table.remove(iova, size_bytes)
-        sites = user_call_sites()
-        for one in removed:
-            one.unmapped_at = sites
-        return sum(one.size_bytes for one in removed)
-
     def _cpu_access(self, frames: Any, write: bool) -> None:
         what = "CPU write" if write else "CPU read"
         for dma_addr, size_bytes in _ranges(frames):
@@ -323,15 +201,6 @@ class SoftIommu:
                 one = self._judge.for_cpu(dma_addr, size_bytes, what)
                 if one is not None and write:
                     one.ownership.cpu_will_write(dma_addr - one.iova, size_bytes, user_call_sites())
-
-    def _unmap_idle(self, arena: Any) -> None:
-        # Without our lock: the table of a pool's mappings has one of its own, and takes ours under it.
-        pools = pools_of(self, arena)
-        for key, dma_map in list(arena.dma_maps.items()):
-            if unwrap(dma_map.dev) is self and not any(p.inflight for p in pools if p.dma_dir == dma_map.dma_dir):
-                dma_map.unmap_all()
-                if not pools:
-                    arena.dma_maps.pop(key, None)
 
     def __repr__(self) -> str:
         return f"<SoftIommu {self.name}, {self.nr_mappings} mappings, {self.counts.total()} findings>"
