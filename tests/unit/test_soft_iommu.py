@@ -356,6 +356,20 @@ def test_an_announced_write_makes_bytes_the_cpus() -> None:
         page.put()
 
 
+def test_a_write_that_is_not_synced_is_reported_once() -> None:
+    with SoftIommu(collect=True) as iommu, pool_on(iommu) as pool:
+        page = pool.alloc_pages()
+        page[:2] = bytes(255 - byte for byte in page[:2])
+        for _ in range(3):
+            iommu.dma_read(page.dma_addr, 64)
+        assert kinds(iommu) == [K.NOT_SYNCED_FOR_DEVICE]
+        pool.dma_sync_for_cpu(page, 0, 64)
+        page[:2] = b"ok"  # the CPU's now
+        pool.dma_sync_for_cpu(page, 0, 64)
+        assert len(iommu.findings) == 1
+        page.put()
+
+
 def test_a_put_that_syncs_too_little_shows_at_the_next_longer_frame() -> None:
     with SoftIommu(collect=True) as iommu, pool_on(iommu) as pool:
         driver = TinyDriver(pool)
@@ -427,3 +441,7 @@ def test_pools_of_two_directions_share_memory_without_a_finding() -> None:
             assert pages[0].vaddr >> 21 == pages[1].vaddr >> 21
             assert iommu.nr_mappings == 2
             del pages
+        # The second is closed and idle, its mapping ends with the device; the first is not, and has leaked.
+        with pytest.raises(DmaFault, match="leaked"):
+            iommu.close()
+        assert [finding.history[0].what for finding in iommu.findings] == ["mapped BIDIRECTIONAL"]

@@ -187,6 +187,9 @@ def test_two_neighbours_are_not_one_range(vaddr: int) -> None:
     collecting.map_iova(vaddr + 2 * PAGE, PAGE, PAGE)
     assert collecting.dma_read(PAGE - 4, 8) == b"\xff" * 8
     assert collecting.counts == {K.OUT_OF_RANGE: 1}
+    collecting.dma_read(2 * PAGE - 8, 8)
+    collecting.dma_read(2 * PAGE - 8, 9)
+    assert collecting.counts == {K.OUT_OF_RANGE: 2}
 
 
 def test_a_device_maps_as_its_driver_says_or_not_at_all(vaddr: int) -> None:
