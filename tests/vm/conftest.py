@@ -66,7 +66,9 @@ def report_of(request: pytest.FixtureRequest, vm_is_required: bool) -> Callable[
                 reports[name] = reason
         found = reports[name]
         if isinstance(found, Unavailable):
-            (pytest.fail if vm_is_required else pytest.skip)(f"no virtual machine: {found}")
+            if vm_is_required:
+                pytest.fail(f"no virtual machine: {found}", pytrace=False)
+            pytest.skip(f"no virtual machine: {found}")
         return found
 
     return report

@@ -21,6 +21,7 @@ from .support.plan import device, plan
 from .support.suite import Skip, cases, only_on
 
 HUGE_PAGE_BYTES = 2 << 20
+TAINT_DIED, TAINT_WARNED = 1 << 7, 1 << 9
 MAP_HUGETLB = 0x40000
 NODES = Path("/sys/devices/system/node")
 SYS_MBIND, SYS_GET_MEMPOLICY, MPOL_BIND, MPOL_F_NODE, MPOL_F_ADDR = 237, 239, 2, 1, 2
@@ -39,6 +40,11 @@ def test_versions() -> None:
 @only_on("oldest")
 def test_oldest_kernel_is_6_1() -> None:
     assert platform.release().startswith("6.1.")
+
+
+def test_kernel_has_not_complained() -> None:
+    tainted = int(Path("/proc/sys/kernel/tainted").read_text())
+    assert not tainted & (TAINT_DIED | TAINT_WARNED), [line for line in kernel_log() if "WARNING" in line]
 
 
 def test_numpy() -> None:

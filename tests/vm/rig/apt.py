@@ -125,7 +125,7 @@ class PrivateApt:
         try:
             self._run(suites, "update", "-o", "APT::Update::Error-Mode=any")
         except subprocess.CalledProcessError as error:
-            raise Unavailable(f"package lists cannot be had: {_last_line(error.stderr)}") from error
+            raise Unavailable(f"package lists cannot be had: {_first_error(error.stderr)}") from error
 
     def resolve(self, suites: list[Suite], packages: list[str], *, prefer: str = "") -> list[str]:
         """Return the file names of ``packages`` and of all they depend on, down to the C library.
@@ -142,7 +142,7 @@ class PrivateApt:
             )
         except subprocess.CalledProcessError as error:
             raise Unavailable(
-                f"apt cannot resolve {' '.join(packages)}: {_last_line(error.stderr)}"
+                f"apt cannot resolve {' '.join(packages)}: {_first_error(error.stderr)}"
             ) from error
         return sorted(re.findall(r"^'\S+' (\S+\.deb) \d+", listing, re.MULTILINE))
 
@@ -153,7 +153,7 @@ class PrivateApt:
         try:
             self._run(suites, "download", *exact, cwd=self.folder / "archives")
         except subprocess.CalledProcessError as error:
-            raise Unavailable(f"packages cannot be downloaded: {_last_line(error.stderr)}") from error
+            raise Unavailable(f"packages cannot be downloaded: {_first_error(error.stderr)}") from error
         for name in files:
             package = self.folder / "archives" / name
             subprocess.run(["dpkg-deb", "--extract", str(package), str(into)], check=True)
@@ -208,6 +208,7 @@ class PrivateApt:
         return own + "\n".join(network) + "\n"
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.startswith("E:")] or text.strip().splitlines()
-    return lines[-1] if lines else "no message"
+def _first_error(text: str) -> str:
+    """Return apt's first error, which is the cause; those after it are what follows from it."""
+    lines = text.strip().splitlines() or ["no message"]
+    return next((line.removeprefix("E: ") for line in lines if line.startswith("E:")), lines[-1])

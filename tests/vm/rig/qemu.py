@@ -97,9 +97,9 @@ def command_line(tree: Path, boot: Boot, files: Files, port_fds: dict[str, int])
 
 
 def _numa() -> list[str]:
-    """Two nodes, each with one CPU and half of the memory."""
+    """Two nodes, each with one CPU in a socket of its own and half of the memory."""
     nodes = len(NUMA_BUSES)
-    words = ["-m", str(nodes * NODE_MEMORY_MIB), "-smp", str(nodes)]
+    words = ["-m", str(nodes * NODE_MEMORY_MIB), "-smp", f"{nodes},sockets={nodes}"]
     for nid in NUMA_BUSES:
         words += ["-object", f"memory-backend-ram,id=memory{nid},size={NODE_MEMORY_MIB}M"]
         words += ["-numa", f"node,nodeid={nid},memdev=memory{nid},cpus={nid}"]

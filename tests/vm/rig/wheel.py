@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +39,14 @@ class Builder:
 
 
 def find_builder() -> Builder:
-    """Return the running interpreter if Debian has its version, else another on the path.
+    """Return the running interpreter if Debian has its like, else another on the path.
 
     Raises
     ------
     Unavailable
         There is none.
     """
-    if sys.version_info[:2] in PYTHONS:
+    if sys.version_info[:2] in PYTHONS and not sysconfig.get_config_var("Py_GIL_DISABLED"):
         return Builder(sys.executable, sys.version_info[:2])
     for version in PYTHONS:
         found = shutil.which("python{}.{}".format(*version))
