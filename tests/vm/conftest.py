@@ -12,7 +12,7 @@ from .rig.discovery import GuestTest
 from .rig.session import BootReport, Rig
 from .rig.unavailable import Unavailable
 
-REPORTS = pytest.StashKey[dict[str, BootReport | Unavailable]]()
+REPORTS = pytest.StashKey[dict[str, BootReport | Exception]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,13 +62,15 @@ def report_of(request: pytest.FixtureRequest, vm_is_required: bool) -> Callable[
         if name not in reports:
             try:
                 reports[name] = Rig().run(boots[name], [test for test in selected if test.boot == name])
-            except Unavailable as reason:
-                reports[name] = reason
+            except Exception as error:  # kept: every test of this boot ends the same way, without another try
+                reports[name] = error
         found = reports[name]
         if isinstance(found, Unavailable):
             if vm_is_required:
                 pytest.fail(f"no virtual machine: {found}", pytrace=False)
             pytest.skip(f"no virtual machine: {found}")
+        if isinstance(found, Exception):
+            raise found
         return found
 
     return report

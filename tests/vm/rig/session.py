@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -92,6 +93,13 @@ class Rig:
         """
         run_folder = self.folder / "runs" / boot.name
         run_folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another run with this cache goes first
+            return self._run(boot, tests, run_folder, echo)
+
+    def _run(
+        self, boot: Boot, tests: list[GuestTest], run_folder: Path, echo: Callable[[str], None]
+    ) -> BootReport:
         tools = self.packages.tree(QEMU)
         kernel = Kernel(self.packages.tree(boot.kernel), tools)
         pagepool = installed_pagepool(self.folder, self.builder)

@@ -82,7 +82,10 @@ def _build(cache: Path, builder: Builder) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     ready = builder.run("-c", f"import {BUILD_MODULES}").returncode == 0
     isolation = ["--no-build-isolation"] if ready else []
-    build = f"-Cbuild-dir={cache.resolve()}/cmake-cp{builder.version[0]}{builder.version[1]}"
+    checkout = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[
+        :8
+    ]  # cmake ties a build folder to its sources
+    build = "-Cbuild-dir={}/cmake-cp{}{}-{}".format(cache, *builder.version, checkout)
     done = builder.run(
         "-m", "pip", "wheel", "--no-deps", *isolation, build, "--wheel-dir", str(folder), str(CHECKOUT)
     )

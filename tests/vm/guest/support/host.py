@@ -118,10 +118,10 @@ def expect(nic: str, count: int, *, seed: int = 0, min_bytes: int = 60, max_byte
 
 
 def iommu_faults() -> int:
-    """Return how many device accesses the IOMMU has refused so far; not rate limited, unlike the kernel's log.
+    """Return how many device accesses the IOMMU has refused so far: unlike the kernel's log, every one.
 
-    Compare with the number before. QEMU carries a refused DMA out in pieces of at most 4 bytes and counts each,
-    so a frame of 1000 bytes is some 250 refusals; virtio-iommu stops counting when its event queue is full.
+    Compare with the number before. QEMU carries a refused DMA out in pieces of at most 4 bytes, each counted:
+    a frame of 1000 bytes is some 250 refusals. virtio-iommu stops counting when its event queue is full.
     """
     return int(Call("iommu_faults", {}).result()["count"])
 
