@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: MIT
+"""A poller with the kernel's NAPI rules: it decides when a device is polled, never what is done with frames.
+
+It knows a function that takes a budget and returns work done, perhaps a file descriptor, and nothing else.
+Invariant: between `schedule` and the `complete_done` that answers True the instance is scheduled, and a
+scheduled instance is polled before its thread sleeps: no wake-up is lost, whichever thread it comes from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Protocol
+
+from pagepool.errors import WrongThreadError
+from pagepool.napi.sleeper import Sleeper, WokenBy
+from pagepool.napi.stats import NapiStats
+
+__all__ = ["NAPI_POLL_WEIGHT", "Napi"]
+
+NAPI_POLL_WEIGHT = 64
+
+_napi_ids = itertools.count(1)
+
+
+class _HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+class Napi:
+    """One NAPI instance.
+
+    Parameters
+    ----------
+    poll : callable
+        ``poll(budget) -> work_done``, both counted in frames. It may call `complete_done` itself, as a kernel
+        driver does; if it returns less than its budget and has not, the instance does.
+    weight : int
+        Default budget of a poll, at least 1; 64 in the kernel.
+    fd : int, object with ``fileno()``, or None
+        Becomes readable when the device has work (an AF_XDP socket, an eventfd); watched only while asleep.
+    name : str
+        For reports.
+
+    Attributes
+    ----------
+    id : int
+        Of this instance, from 1, unique in this process.
+    stats : NapiStats
+
+    Notes
+    -----
+    The rules: ``work_done == budget`` keeps it scheduled and it is polled again; ``work_done < budget``
+    completes it and the device's wake-ups count again. A `schedule` that comes while it is scheduled is
+    remembered and keeps the next completion from happening (the kernel's NAPI_STATE_MISSED).
+
+    Context: `schedule` and `stop` from any thread; the rest by one thread at a time, its owner while `run` or
+    `poll` lasts.
+    """
+
+    def __init__(
+        self,
+        poll: Callable[[int], int],
+        weight: int = NAPI_POLL_WEIGHT,
+        fd: int | _HasFileno | None = None,
+        *,
+        name: str = "",
+    ) -> None:
+        if weight < 1:
+            raise ValueError(f"weight {weight}: a poll needs a budget of at least 1")
+        self.id = next(_napi_ids)
+        self.name = name or f"napi-{self.id}"
+        self.weight = weight
+        self.stats = NapiStats()
+        self._poll = poll
+        self._fd = fd if fd is None or isinstance(fd, int) else fd.fileno()
+        self._lock = threading.Lock()
+        self._scheduled = False
+        self._missed = False
+        self._completed = False  # by the poll function itself, in the poll in progress
+        self._stop = False
+        self._sleeping = False
+        self._closed = False
+        self._owner = 0
+        self._sleeper: Sleeper | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "scheduled" if self._scheduled else "idle"
+        return f"<Napi {self.name}, weight {self.weight}, {state}>"
+
+    @property
+    def is_scheduled(self) -> bool:
+        """bool : whether the next run polls before it sleeps."""
+        return self._scheduled
+
+    @property
+    def owner(self) -> int:
+        """int : ident of the thread inside `run` or `poll`, 0 if none."""
+        return self._owner
+
+    def schedule(self) -> bool:
+        """Ask for a poll; the kernel's ``napi_schedule``.
+
+        Returns
+        -------
+        bool
+            True if the instance was not scheduled before. False if it was (the call is remembered), or is
+            closed.
+
+        Context: any thread, or a callback inside the poll; never blocks for long.
+        """
+        with self._lock:
+            if self._closed:
+                return False
+            if self._scheduled:
+                self._missed = True
+                return False
+            self._scheduled = True
+            wake = self._sleeping
+        if wake:
+            self._wake()
+        return True
+
+    def complete_done(self, work_done: int) -> bool:
+        """Say that the device is drained; the kernel's ``napi_complete_done``.
+
+        Parameters
+        ----------
+        work_done : int
+            Frames done in this poll; only for the reader, as in the kernel without GRO.
+
+        Returns
+        -------
+        bool
+            True: the instance is idle, wake-ups count again. False: it was scheduled meanwhile and is polled
+            again.
+        """
+        with self._lock:
+            self._completed = True
+            if self._missed:
+                self._missed = False
+                self.stats.missed += 1
+                return False
+            self._scheduled = False
+            self.stats.completions += 1
+            return True
+
+    def poll(self, budget: int | None = None) -> int:
+        """Poll once, scheduled or not; unscheduled it is a busy poll.
+
+        Parameters
+        ----------
+        budget : int, optional
+            Frames at most; the weight by default.
+
+        Returns
+        -------
+        int
+            Work done.
+
+        Raises
+        ------
+        WrongThreadError
+            While another thread polls or runs this instance.
+        """
+        taken = self._take()
+        try:
+            return self._poll_once(self.weight if budget is None else budget)
+        finally:
+            if taken:
+                self._owner = 0
+
+    def run(
+        self,
+        until: Callable[[], bool] | None = None,
+        *,
+        seconds: float | None = None,
+        budget: int | None = None,
+        busy_poll_us: float = 0.0,
+    ) -> int:
+        """Poll and sleep until told to stop; this thread is the owner meanwhile.
+
+        Parameters
+        ----------
+        until : callable, optional
+            Asked after every poll and every wake-up; True ends the run.
+        seconds : float, optional
+            Longest time to run.
+        budget : int, optional
+            Frames per poll; the weight by default.
+        busy_poll_us : float
+            Microseconds to go on polling without work before sleeping, 0 for none, ``math.inf`` for never
+            sleeping.
+
+        Returns
+        -------
+        int
+            Work done in this run.
+
+        Raises
+        ------
+        WrongThreadError
+            While another thread runs this instance.
+        ValueError
+            If it is closed.
+
+        Notes
+        -----
+        An exception of the poll function, and Ctrl-C, end the run and leave the instance scheduled: a later
+        run goes on where this one was. A `stop` that comes when nothing runs ends the next run at its start.
+        """
+        taken = self._take()
+        try:
+            return self._run(until, seconds, self.weight if budget is None else budget, busy_poll_us * 1e3)
+        finally:
+            self._stop = False
+            if taken:
+                self._owner = 0
+            if self._closed:
+                self._close_sleeper()
+
+    def stop(self) -> None:
+        """End the run in progress, or the next one, after the poll in progress. Context: any thread."""
+        with self._lock:
+            self._stop = True
+            wake = self._sleeping
+        if wake:
+            self._wake()
+
+    def close(self) -> None:
+        """Stop for good and close the descriptors made here. Idempotent; the device's `fd` stays open."""
+        with self._lock:
+            self._closed = self._stop = True
+            self._scheduled = self._missed = False
+            asleep = self._sleeping
+        if asleep:
+            self._wake()
+        elif not self._owner:
+            self._close_sleeper()  # else the run does when it ends
+
+    def _run(
+        self, until: Callable[[], bool] | None, seconds: float | None, budget: int, idle_ns: float
+    ) -> int:
+        deadline = None if seconds is None else time.monotonic_ns() + int(seconds * 1e9)
+        total = 0
+        last_work_ns = time.monotonic_ns()
+        while not self._stop:
+            now_ns = time.monotonic_ns() if deadline is not None or idle_ns else 0
+            if self._scheduled or (idle_ns and now_ns - last_work_ns < idle_ns):
+                work = self._poll_once(budget)
+                total += work
+                if work:
+                    last_work_ns = now_ns
+            else:
+                self._sleep(None if deadline is None else (deadline - now_ns) / 1e9)
+                if idle_ns:
+                    last_work_ns = time.monotonic_ns()  # awake: spin again before the next sleep
+            if (until is not None and until()) or (deadline is not None and time.monotonic_ns() >= deadline):
+                break
+        return total
+
+    def _poll_once(self, budget: int) -> int:
+        stats = self.stats
+        if not self._scheduled:
+            with self._lock:
+                self._scheduled = not self._closed
+            stats.busy_polls += 1
+        self._completed = False
+        work = int(self._poll(budget))
+        stats.polls += 1
+        stats.work += work
+        if work >= budget:
+            stats.full_polls += 1
+            if work > budget:
+                self._report_over_budget(work, budget)
+            return work
+        if work == 0:
+            stats.empty_polls += 1
+        if not self._completed:
+            self.complete_done(work)
+        return work
+
+    def _sleep(self, timeout: float | None) -> None:
+        if self._sleeper is None:
+            self._sleeper = Sleeper(self._fd)
+        with self._lock:
+            # Pairs with the lock in `schedule` and `stop`: either they see _sleeping and wake, or this sees
+            # them.
+            if self._scheduled or self._stop:
+                return
+            self._sleeping = True
+        self.stats.sleeps += 1
+        try:
+            woken_by = self._sleeper.sleep(timeout)
+        finally:
+            with self._lock:
+                self._sleeping = False
+        if woken_by is WokenBy.DEVICE:
+            self.stats.fd_events += 1
+            self.schedule()
+        elif woken_by is WokenBy.WAKE:
+            self.stats.wakeups += 1
+        else:
+            self.stats.timeouts += 1
+
+    def _close_sleeper(self) -> None:
+        sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None:
+            sleeper.close()
+
+    def _wake(self) -> None:
+        sleeper = self._sleeper
+        if sleeper is not None:
+            sleeper.wake()
+
+    def _take(self) -> bool:
+        """Become the owner; False if this thread already is (a poll inside a run)."""
+        me = threading.get_ident()
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{self.name} is closed")
+            if self._owner == me:
+                return False
+            if self._owner:
+                raise WrongThreadError(f"{self.name} is run by thread {self._owner}, not by {me}")
+            self._owner = me
+        return True
+
+    def _report_over_budget(self, work: int, budget: int) -> None:
+        self.stats.over_budget += 1
+        if self.stats.over_budget == 1:
+            warnings.warn(
+                f"{self.name}: the poll function claims {work} of a budget of {budget}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
