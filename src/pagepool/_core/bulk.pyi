@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+from pagepool._core.control import Control
+
+NOGIL_PAGES: int
+
+class Bulk(Control): ...
