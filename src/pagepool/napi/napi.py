@@ -97,6 +97,11 @@ class Napi:
         return self._scheduled
 
     @property
+    def is_stopping(self) -> bool:
+        """bool : whether `stop` was called and no run or wait has obeyed it yet."""
+        return self._stop
+
+    @property
     def owner(self) -> int:
         """int : ident of the thread inside `run` or `poll`, 0 if none."""
         return self._owner
@@ -217,6 +222,35 @@ class Napi:
             return self._run(until, seconds, self.weight if budget is None else budget, busy_poll_us * 1e3)
         finally:
             self._stop = False
+            if taken:
+                self._owner = 0
+            if self._closed:
+                self._close_sleeper()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Sleep until scheduled; for a loop that polls by itself.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds at most.
+
+        Returns
+        -------
+        bool
+            True if it is scheduled. False after the timeout, or a `stop`, which is thereby obeyed.
+        """
+        taken = self._take()
+        try:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            while not self._scheduled:
+                left = None if deadline is None else deadline - time.monotonic()
+                if self._stop or (left is not None and left <= 0):
+                    break
+                self._sleep(left)
+            stopped, self._stop = self._stop, False
+            return self._scheduled and not stopped
+        finally:
             if taken:
                 self._owner = 0
             if self._closed:
