@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+"""The ``pagepool`` command: one file per subcommand, gathering apart from printing.
+
+`rx` and `probe` are the subcommands; `wire` says where frames come from, `poller` receives them, `meter` samples,
+`live`, `plain` and `summary` print. typer and rich (the extra ``pagepool[cli]``) are imported here and nowhere else.
+"""
