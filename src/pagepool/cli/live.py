@@ -79,7 +79,7 @@ class LiveReport:
 
     def _parts(self, now: Sample, rate: Rates) -> Iterator[Text | Table]:
         assert self._wire is not None
-        width = min(self._console.width, _WIDEST)
+        width = min(self._console.width - 1, _WIDEST)
         until = f" of {self._seconds:.0f} s" if self._seconds else " s, Ctrl-C ends"
         yield _ends(f" {self._wire.title}", f"{now.at_s:.0f}{until} ", width, "bold reverse")
         if self._wire.reason:
@@ -97,6 +97,7 @@ class LiveReport:
         yield Text()
         recycled = f" {units.percent(now.recycle_ratio)} recycled"
         yield _ends(recycled, f"{units.bytes_of(now.memory_bytes)} of {now.memory} ", width, "bold")
+        yield Text()  # the terminal echoes ^C where the cursor is: not at the end of a full line
 
     def _speed(self, now: Sample, rate: Rates, width: int) -> Text:
         line = Text(" ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line itself: which subcommands there are, and how every failure becomes one line and a status.
+"""The command itself: how every failure becomes one line on standard error and an exit status.
 
 Nothing is received or printed here. Exit status: 0 done (also when Ctrl-C ended a receive, after its summary),
 1 it could not be done, 2 the command line is wrong, 130 Ctrl-C before there was anything to sum up.
@@ -9,26 +9,7 @@ from __future__ import annotations
 
 import sys
 
-try:
-    import typer
-except ImportError:  # pragma: no cover
-    raise SystemExit("pagepool: the command needs typer and rich: pip install 'pagepool[cli]'") from None
-
-from pagepool.cli.failure import failure_line
-from pagepool.cli.probe import probe_command
-from pagepool.cli.rx import rx_command
-
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    help="The Linux kernel's page_pool for user space: receive into recycled pages, and see the pool at work.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("rx")(rx_command)
-app.command("probe")(probe_command)
+__all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,11 +20,25 @@ def main(arguments: list[str] | None = None) -> int:
     arguments : list of str, optional
         Without the program's name; by default those of this process.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        status = app(args=given or ["--help"], prog_name="pagepool", standalone_mode=False)
+        return _run(given or ["--help"])
     except KeyboardInterrupt:
         return 130
+
+
+def _run(arguments: list[str]) -> int:
+    # Imported here: it takes half a second, and Ctrl-C in it should end the program without a word.
+    try:
+        from pagepool.cli.app import app
+        from pagepool.cli.failure import failure_line
+    except ImportError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        print("pagepool: the command needs typer and rich: pip install 'pagepool[cli]'", file=sys.stderr)
+        return 1
+    try:
+        status = app(args=arguments, prog_name="pagepool", standalone_mode=False)
     except Exception as error:
         line, status = failure_line(error)
         if line is None:
