@@ -204,14 +204,19 @@ class Control(Ledger):
                         self.unmap_page(lent)
                     except Exception as error:
                         refused = error
+        self.announce_end()
+        if refused is not None:
+            raise refused
+        return 0
+
+    def announce_end(self):
+        if registry is None or registry.notify is None:  # the interpreter is going, modules first
+            return
         if self.inflight > 0:
             self.detach_time = time.monotonic()
         registry.notify("change" if self.inflight > 0 else "del", self.id)
         if self.observer is not None:
             self.observer("pool_release", self.id, self.inflight)
-        if refused is not None:
-            raise refused
-        return 0
 
     def __enter__(self):
         return self
