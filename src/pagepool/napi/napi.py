@@ -85,6 +85,7 @@ class Napi:
         self._sleeping = False
         self._closed = False
         self._owner = 0
+        self._timer: float | None = None
         self._sleeper: Sleeper | None = None
 
     def __repr__(self) -> str:
@@ -128,6 +129,13 @@ class Napi:
         if wake:
             self._wake()
         return True
+
+    def schedule_after(self, seconds: float) -> None:
+        """Ask for a poll after some time, if nothing else asks before; the kernel's timer of a NAPI instance.
+
+        Context: the owner, as a rule inside the poll. One timer: a later call replaces it; the next poll ends it.
+        """
+        self._timer = time.monotonic() + seconds
 
     def complete_done(self, work_done: int) -> bool:
         """Say that the device is drained; the kernel's ``napi_complete_done``.
@@ -275,9 +283,7 @@ class Napi:
         elif not self._owner:
             self._close_sleeper()  # else the run does when it ends
 
-    def _run(
-        self, until: Callable[[], bool] | None, seconds: float | None, budget: int, idle_ns: float
-    ) -> int:
+    def _run(self, until: Callable[[], bool] | None, seconds: float | None, budget: int, idle_ns: float) -> int:
         deadline = None if seconds is None else time.monotonic_ns() + int(seconds * 1e9)
         total = 0
         last_work_ns = time.monotonic_ns()
@@ -303,6 +309,7 @@ class Napi:
                 self._scheduled = not self._closed
             stats.busy_polls += 1
         self._completed = False
+        self._timer = None
         work = int(self._poll(budget))
         stats.polls += 1
         stats.work += work
@@ -327,6 +334,9 @@ class Napi:
                 return
             self._sleeping = True
         self.stats.sleeps += 1
+        if self._timer is not None:
+            left = self._timer - time.monotonic()
+            timeout = left if timeout is None else min(timeout, left)
         try:
             woken_by = self._sleeper.sleep(timeout)
         finally:
@@ -339,6 +349,9 @@ class Napi:
             self.stats.wakeups += 1
         else:
             self.stats.timeouts += 1
+            if self._timer is not None and time.monotonic() >= self._timer:
+                self._timer = None
+                self.schedule()
 
     def _close_sleeper(self) -> None:
         sleeper, self._sleeper = self._sleeper, None

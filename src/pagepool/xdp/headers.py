@@ -231,9 +231,7 @@ class Headers:
         if dtype.hasobject or dtype.itemsize == 0:
             raise TypeError(f"a field of a frame cannot be {dtype}")
         if not 0 <= at <= self.n_bytes - dtype.itemsize:
-            raise IndexError(
-                f"bytes {at} to {at + dtype.itemsize} are outside a window of {self.n_bytes} bytes"
-            )
+            raise IndexError(f"bytes {at} to {at + dtype.itemsize} are outside a window of {self.n_bytes} bytes")
         flat = self._memory.flat
         if self._offsets is None:
             first = self._offset + self.at + at

@@ -95,12 +95,10 @@ class HostBus:
         probe = int(dma_addrs[0])
         for base, end, memory in self._memories:
             if base <= probe < end:
-                at = (dma_addrs - np.uint64(base)).astype(np.int64)
-                if int(at.min()) >= 0 and int(at.max()) + width <= end - base:
-                    return memory, at
-        raise BusError(
-            errno.EFAULT, "DMA at", f"dma_addr {probe:#x}", "a burst leaves the memory of its pool"
-        )
+                at = dma_addrs - np.uint64(base)  # below the base it wraps round and is too large
+                if int(at.max()) + width <= end - base:
+                    return memory, at.view(np.int64)
+        raise BusError(errno.EFAULT, "DMA at", f"dma_addr {probe:#x}", "a burst leaves the memory of its pool")
 
 
 def write_frames(bus: DmaBus, dma_addrs: _Ints, rows: U8Array, lengths: _Ints) -> None:
@@ -121,10 +119,8 @@ def read_frames(bus: DmaBus, dma_addrs: _Ints, lengths: _Ints) -> list[bytes]:
 def bus_for(pool: FramePool) -> DmaBus:
     """Return the bus of a pool: its device where that can read and write, else the host's.
 
-    Raises
-    ------
-    DeviceError
-        ``EINVAL``: the pool's device translates and offers no ``dma_write`` and ``dma_read``.
+    A device that translates and cannot do either needs a bus of its own: on the host's, its first access is a
+    `BusError`.
     """
     device = pool.params.dev
     if isinstance(device, DmaBus):
