@@ -30,7 +30,7 @@ def take(
     while len(frames) < count and time.monotonic() < deadline:
         batch = queue.poll()
         if batch is None:
-            queue.wait(0.05)
+            queue.napi.wait(0.05)
             continue
         with batch:
             frames += [bytes(batch.frame(i)) for i in range(len(batch))]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 import threading
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from queues import SMALL, frame_to_near, settled, take
 
-from pagepool.drivers.af_xdp import AfXdpQueue, FilterError
+from pagepool.drivers.af_xdp import AfXdpQueue, FilterError, QueueClosedError
 from pagepool.errors import DeviceError, WrongThreadError
 from pagepool.testing.generator import LiveGenerator
 from pagepool.testing.veth import VethPair
@@ -125,7 +126,7 @@ def test_pass_works_from_another_namespace_and_thread(veth: VethPair) -> None:
         assert [receiver.recv(2048) for _ in range(3)] == [frame[42:]] * 3
     with pytest.raises(WrongThreadError):  # the other thread polled first, so it is the owner
         queue.poll()
-    queue.pool.claim()
+    queue.claim()
     assert queue.poll() is None
     queue.close()
     assert queue.pool.lent == 0
@@ -171,7 +172,7 @@ def test_a_batch_is_completed_by_the_next_poll_and_by_close(veth: VethPair) -> N
     with LiveGenerator(veth.far, frame_to_near(veth)) as generator:
         queue = AfXdpQueue("near", **SMALL)
         generator.send(8)
-        assert queue.wait(2)
+        assert queue.napi.wait(2)
         first = queue.poll(4)
         assert first is not None
         second = queue.poll(4)
@@ -183,26 +184,34 @@ def test_a_batch_is_completed_by_the_next_poll_and_by_close(veth: VethPair) -> N
         with pytest.raises(DeadBatchError):
             second.frame(0)
         assert queue.pool.lent == 0
-        for call in (queue.poll, queue.wait, queue.stats):
-            with pytest.raises(ValueError, match="closed"):
+        for call in (queue.poll, queue.stats):
+            with pytest.raises(QueueClosedError, match="closed"):
                 call()
         assert queue.xdp_xmit(queue.pool, *(np.zeros(1, np.uint32),) * 3) == 0
 
 
-@pytest.mark.parametrize("busy_poll", [0.0, 50.0, True])
-def test_sleep_and_spin(veth: VethPair, busy_poll: float | bool) -> None:
+@pytest.mark.parametrize(("busy_poll", "spin_us"), [(False, 0), (False, 50), (True, math.inf)])
+def test_sleep_and_spin(veth: VethPair, busy_poll: bool, spin_us: float) -> None:
     frame = frame_to_near(veth)
     with (
         AfXdpQueue("near", busy_poll=busy_poll, **SMALL) as queue,
         LiveGenerator(veth.far, frame, rate_pps=2000) as generator,
     ):
         generator.start(200)
-        seen = sum(len(batch) for batch in queue.poll_forever(timeout=0.5))
-        assert seen == 200
+        seen = 0
+
+        def count(batch: XdpBatch) -> None:
+            nonlocal seen
+            seen += len(batch)
+
+        assert queue.run(count, seconds=5, until=lambda: seen == 200, busy_poll_us=spin_us) == 200
         start = time.monotonic()
-        assert list(queue.poll_forever(timeout=0.1)) == []
+        assert queue.run(XdpBatch.drop, seconds=0.1, busy_poll_us=spin_us) == 0
         assert 0.1 <= time.monotonic() - start < 1
-        assert queue.run(XdpBatch.drop, seconds=0.1) == 0
+        generator.start(200)
+        assert sum(len(batch) for batch in queue.poll_forever(timeout=0.5)) == 200
+        assert list(queue.poll_forever(timeout=0.1)) == []
+        assert (queue.stats().napi.sleeps > 0) is True
 
 
 def test_many_frames_at_once_wait_in_the_ring(veth: VethPair) -> None:
@@ -240,7 +249,10 @@ def test_refusals_leave_nothing_behind(veth: VethPair) -> None:
             AfXdpQueue(**arguments)  # type: ignore[arg-type]
     with pytest.raises(FilterError):
         AfXdpQueue("near", filter="nonsense")
-    with AfXdpQueue("near", **SMALL), pytest.raises(DeviceError, match="EBUSY; another socket owns the queue"):
+    with (
+        AfXdpQueue("near", **SMALL),
+        pytest.raises(DeviceError, match="EBUSY; another socket owns the queue"),
+    ):
         AfXdpQueue("near", **SMALL)
     with AfXdpQueue("near", filter="udp", **SMALL), pytest.raises(ValueError, match="share one"):
         AfXdpQueue("near", 1, filter="tcp", **SMALL)
@@ -259,7 +271,10 @@ def test_foreign_and_repeated_ids_are_not_sent(veth: VethPair) -> None:
         assert queue.transmit(page, np.full(1, 5000, np.uint32), zero) == 0  # leaves its page
         assert queue.transmit(page, sixty, np.full(1, 4090, np.uint32)) == 0
         assert queue.transmit(page, np.full(1, 3, np.uint32), zero) == 0  # no Ethernet header
-        assert queue.transmit(np.array([ids[0], ids[0]], np.uint32), np.full(2, 60, np.uint32), np.zeros(2, np.uint32)) == 1
+        assert (
+            queue.transmit(np.array([ids[0], ids[0]], np.uint32), np.full(2, 60, np.uint32), np.zeros(2, np.uint32))
+            == 1
+        )
         queue.pool.put_bulk(ids[1:])
         queue.poll()
         assert settled(queue)

@@ -204,6 +204,7 @@ low = ~({mask}) & 0xffffffff; high = ~({mask} >> 32) & 0xffffffff
 e0, p0, i0, e1, p1, i1 = struct.unpack("=6I", caps.raw)
 caps = ctypes.create_string_buffer(struct.pack("=6I", e0 & low, p0 & low, 0, e1 & high, p1 & high, 0))
 assert libc.syscall(126, header, caps) == 0
+from pagepool.drivers.af_xdp import bpf
 from plain_rings import *
 try:
     {action}

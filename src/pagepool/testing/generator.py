@@ -104,7 +104,7 @@ class Generator(ABC):
 
     def start(self, count: int = 1 << 62) -> None:
         """Send ``count`` frames from a thread of its own."""
-        if self._thread is not None:
+        if not self.join(0):
             raise RuntimeError("the generator is running already")
 
         def run() -> None:
@@ -181,9 +181,7 @@ class LiveGenerator(Generator):
             interval_ns = 0
         self._batch_size = max(1, min(64, 200_000 // interval_ns)) if interval_ns else 64
         self._interval_ns = interval_ns
-        code = _sender_code(
-            self._count, self._due, src_port, nr_flows, sequence=sequence, interval_ns=interval_ns
-        )
+        code = _sender_code(self._count, self._due, src_port, nr_flows, sequence=sequence, interval_ns=interval_ns)
         self._program = XdpProgram(code, "pp_generator")
 
     @property

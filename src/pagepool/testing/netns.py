@@ -50,9 +50,7 @@ class NetNs:
         def unshare() -> None:  # in a thread of its own, which ends in the new namespace
             try:
                 if _libc.unshare(_CLONE_NEWNET) != 0:
-                    raise DeviceError(
-                        ctypes.get_errno(), "unshare", "network namespace", "needs CAP_SYS_ADMIN"
-                    )
+                    raise DeviceError(ctypes.get_errno(), "unshare", "network namespace", "needs CAP_SYS_ADMIN")
                 _set_up("lo")
                 self._fd = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
             except BaseException as error:

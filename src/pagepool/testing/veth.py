@@ -54,9 +54,7 @@ class VethEnd:
         """Switch GRO: an end without an XDP program drops redirected frames unless it is on."""
         with self.ns, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
             value = array("I", [_ETHTOOL_SGRO, on])  # struct ethtool_value
-            ioctl(
-                control, _SIOCETHTOOL, struct.pack("=16sQ16x", self.ifname.encode(), value.buffer_info()[0])
-            )
+            ioctl(control, _SIOCETHTOOL, struct.pack("=16sQ16x", self.ifname.encode(), value.buffer_info()[0]))
 
 
 class VethPair:
@@ -121,9 +119,7 @@ class VethPair:
         with end.ns, self._iproute() as route:
             route.addr("add", index=end.ifindex, address=end.ipv4, prefixlen=24)
             route.link("set", index=end.ifindex, state="up")
-            route.neigh(
-                "add", dst=other.ipv4, lladdr=other.mac.hex(":"), ifindex=end.ifindex, state="permanent"
-            )
+            route.neigh("add", dst=other.ipv4, lladdr=other.mac.hex(":"), ifindex=end.ifindex, state="permanent")
 
     def delete(self) -> None:
         """Delete the pair now, as if the interface vanished under the driver. Idempotent."""

@@ -4,5 +4,6 @@
 from pagepool.drivers.af_xdp.filter import FilterError
 from pagepool.drivers.af_xdp.queue import AfXdpQueue
 from pagepool.drivers.af_xdp.queue_stats import AfXdpStats
+from pagepool.drivers.rx_queue import QueueClosedError
 
-__all__ = ["AfXdpQueue", "AfXdpStats", "FilterError"]
+__all__ = ["AfXdpQueue", "AfXdpStats", "FilterError", "QueueClosedError"]

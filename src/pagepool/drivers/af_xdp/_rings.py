@@ -119,9 +119,7 @@ class XskRings:
         try:
             row = cython.cast(uint32_t, view.len // 12)
             if budget > row:
-                raise ValueError(
-                    f"a budget of {budget} frames needs a block of {12 * budget} bytes, not {view.len}"
-                )
+                raise ValueError(f"a budget of {budget} frames needs a block of {12 * budget} bytes, not {view.len}")
             at = cython.cast(cython.pointer[uint32_t], view.buf)
             self.pool.enter_owner()
             if budget >= NOGIL_FRAMES or self.busy_poll:

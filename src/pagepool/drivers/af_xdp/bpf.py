@@ -43,9 +43,7 @@ _HINTS: Final = {
 }
 
 
-def bpf(
-    command: int, attr: bytes, call: str, obj: str, hints: dict[int, str] | None = None
-) -> tuple[int, bytes]:
+def bpf(command: int, attr: bytes, call: str, obj: str, hints: dict[int, str] | None = None) -> tuple[int, bytes]:
     """Return the result and the attributes as the kernel left them; raise DeviceError."""
     number = _SYSCALL_NR.get(platform.machine())
     if number is None:

@@ -89,9 +89,7 @@ class XdpProgram(BpfObject):
                 fd = load(1)
             except DeviceError as again:
                 last = log.value.decode(errors="replace").strip().splitlines()[-12:]
-                raise DeviceError(
-                    again.errno or 0, again.call, name, "verifier: " + " | ".join(last)
-                ) from None
+                raise DeviceError(again.errno or 0, again.call, name, "verifier: " + " | ".join(last)) from None
         super().__init__(fd)
         self.name = name
         self.frags = frags

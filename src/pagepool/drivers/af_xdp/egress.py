@@ -28,6 +28,8 @@ class Egress:
 
     Attributes
     ----------
+    memory : FrameMemory
+        The queue's arena as arrays; set before the first frame leaves.
     refusal : int
         errno of the last send that the device refused for good, 0 if none.
     pass_errors : int
@@ -36,14 +38,12 @@ class Egress:
         Frames redirected here from another arena.
     """
 
-    def __init__(
-        self, rings: XskRings, memory: FrameMemory, steering: Steering, home: HomeNs, queue: int
-    ) -> None:
+    def __init__(self, rings: XskRings, steering: Steering, home: HomeNs, queue: int) -> None:
+        self.memory: FrameMemory
         self.refusal = 0
         self.pass_errors = 0
         self.copied = 0
         self._rings = rings
-        self._memory = memory
         self._steering = steering
         self._home = home
         self._queue = queue
@@ -62,12 +62,19 @@ class Egress:
 
     def kick(self) -> None:
         """Send what is queued; what the device refuses for good is left in `refusal`."""
-        if self._rings.nr_tx_queued:
-            self.refusal = self._rings.kick() or self.refusal
+        rings = self._rings
+        while rings.nr_tx_queued:
+            refusal = rings.kick()
+            if refusal:
+                self.refusal = refusal
+                return
+            # With its completion ring full the kernel sends nothing more: empty it, and go on.
+            if not rings.nr_tx_queued or not rings.reap():
+                return
 
     def pass_to_stack(self, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
         """Hand copies to the stack and put the pages; takes them all."""
-        frame = self._memory.frame
+        frame = self.memory.frame
         with self._home.inside():
             for page_id, length, offset in zip(ids.tolist(), lengths.tolist(), offsets.tolist(), strict=True):
                 try:
@@ -103,7 +110,7 @@ class Egress:
             if not pool.is_owner:
                 pool.claim()
             own = own[: pool.alloc_bulk(own)]
-            from_rows, to_rows = FrameMemory(source), self._memory
+            from_rows, to_rows = FrameMemory(source), self.memory
             for i, page_id in enumerate(own.tolist()):
                 length, offset = int(lengths[i]), int(offsets[i])
                 to_rows.frame(page_id, offset, length)[:] = from_rows.frame(int(ids[i]), offset, length)

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pagepool._core.stats import PoolStats
+from pagepool.drivers.af_xdp.queue_parts import QueueParts
 from pagepool.drivers.af_xdp.socket import XdpStatistics
 from pagepool.drivers.af_xdp.steering import SteeringCounters
 from pagepool.napi import NapiStats
 from pagepool.xdp import XdpStats
 
-__all__ = ["AfXdpStats", "RingStats"]
+__all__ = ["AfXdpStats", "RingStats", "collect"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,37 @@ class AfXdpStats:
         """Return nested dictionaries, for JSON."""
         return {
             **{name: getattr(self, name) for name in ("name", "queue", "mode", "zerocopy", "memory")},
-            **{
-                name: asdict(getattr(self, name))
-                for name in ("pool", "rings", "xdp", "napi", "socket", "steering")
-            },
+            **{name: asdict(getattr(self, name)) for name in ("pool", "rings", "xdp", "napi", "socket", "steering")},
         }
+
+
+def collect(name: str, parts: QueueParts, xdp: XdpStats, napi: NapiStats) -> AfXdpStats:
+    """Gather the figures of an open queue. Context: any thread; a few system calls."""
+    rings, egress = parts.rings, parts.egress
+    return AfXdpStats(
+        name=name,
+        queue=parts.queue,
+        mode=parts.steering.mode,
+        zerocopy=parts.is_zerocopy,
+        memory=parts.area.allocator.describe(),
+        pool=parts.pool.stats(),
+        rings=RingStats(
+            rx_frames=rings.rx_frames,
+            tx_frames=rings.tx_frames,
+            tx_completed=rings.tx_completed,
+            nr_fill=rings.nr_fill,
+            nr_rx=rings.nr_rx,
+            nr_tx_queued=rings.nr_tx_queued,
+            nr_tx_outstanding=rings.nr_tx_outstanding,
+            rx_kicks=rings.rx_kicks,
+            tx_kicks=rings.tx_kicks,
+            fill_short=rings.fill_short,
+            bad_descriptors=rings.bad_descriptors,
+            pass_errors=egress.pass_errors,
+            copied=egress.copied,
+        ),
+        xdp=replace(xdp),
+        napi=replace(napi),
+        socket=parts.socket.statistics(),
+        steering=parts.steering.counters(),
+    )

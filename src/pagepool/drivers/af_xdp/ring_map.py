@@ -72,9 +72,7 @@ class RingMap:
         self.entry_bytes = entry_bytes
         self._size_bytes = offsets.descriptors + nr_entries * entry_bytes
         protection = _mmap.PROT_READ | _mmap.PROT_WRITE
-        vaddr = _libc.mmap(
-            None, self._size_bytes, protection, _mmap.MAP_SHARED | _MAP_POPULATE, fd, page_offset
-        )
+        vaddr = _libc.mmap(None, self._size_bytes, protection, _mmap.MAP_SHARED | _MAP_POPULATE, fd, page_offset)
         if vaddr in (None, _MAP_FAILED):
             raise DeviceError(ctypes.get_errno(), "mmap AF_XDP ring", obj)
         self._vaddr: int = vaddr

@@ -146,9 +146,7 @@ class XdpSocket:
                     self._open.setsockopt(_SOL_XDP, option, size)
         self._map_rings(sizes)
 
-    def bind(
-        self, ifindex: int, queue: int, flags: BindFlag, *, share_umem_with: XdpSocket | None = None
-    ) -> None:
+    def bind(self, ifindex: int, queue: int, flags: BindFlag, *, share_umem_with: XdpSocket | None = None) -> None:
         """Bind to a receive queue: frames may come from here on.
 
         Parameters
@@ -197,9 +195,7 @@ class XdpSocket:
         """Raise DeviceError (ENETDOWN) if the device has gone; poll(2) alone stays silent about it."""
         error = self._open.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if error:
-            raise DeviceError(
-                error, "AF_XDP socket", self.obj, "the interface is gone or was taken down for good"
-            )
+            raise DeviceError(error, "AF_XDP socket", self.obj, "the interface is gone or was taken down for good")
 
     def set_tx_budget(self, frames: int) -> bool:
         """Let one kick send up to ``frames`` (32 to the tx ring's size) in copy mode; False on an older
@@ -284,11 +280,7 @@ def _bind_hint(error: int, flags: BindFlag) -> str:
         return "no such queue, or the rings do not fit a shared UMEM"
     if error == errno.EOPNOTSUPP:
         zero = bool(flags & BindFlag.ZEROCOPY)
-        return (
-            "the driver has no zero copy; use zerocopy=None or False"
-            if zero
-            else "the driver refuses these flags"
-        )
+        return "the driver has no zero copy; use zerocopy=None or False" if zero else "the driver refuses these flags"
     return {
         errno.EBUSY: "another socket owns the queue",
         errno.ENODEV: "no such interface in this network namespace",

@@ -155,13 +155,9 @@ def open_steering(ifname: str, ifindex: int, filter: str = "all", mode: WantedMo
         if steering is None:
             steering = _open[key] = Steering(ifname, ifindex, filter, mode)
         elif steering.filter != filter:
-            raise ValueError(
-                f"{ifname} has a queue open with filter {steering.filter!r}; all queues of an interface share one"
-            )
+            raise ValueError(f"{ifname} has a queue open with filter {steering.filter!r}; all its queues share one")
         elif mode not in ("auto", steering.mode):
-            raise ValueError(
-                f"{ifname} has a queue open in {steering.mode} mode; {mode} is not possible beside it"
-            )
+            raise ValueError(f"{ifname} has a queue open in {steering.mode} mode; {mode} is not possible beside it")
         steering.users += 1
         return steering
 

@@ -31,9 +31,7 @@ class UmemArea:
         are any, else the best there is.
     """
 
-    def __init__(
-        self, first: XdpSocket, size_bytes: int, memory: PageAllocator | MemoryKind | str | None
-    ) -> None:
+    def __init__(self, first: XdpSocket, size_bytes: int, memory: PageAllocator | MemoryKind | str | None) -> None:
         self._lock = threading.Lock()
         self._users = 1
         self._own = not isinstance(memory, PageAllocator)

@@ -38,9 +38,7 @@ __all__ = ["COUNTER_PASSED", "COUNTER_REDIRECTED", "live_pass_code", "steering_c
 
 COUNTER_REDIRECTED: Final = 0
 COUNTER_PASSED: Final = 1
-_COUNTER_BYPASS: Final = (
-    2  # frames that the queue itself passed and that the generic hook is about to see again
-)
+_COUNTER_BYPASS: Final = 2  # frames that the queue itself passed and that the generic hook is about to see again
 
 _XDP_PASS, _XDP_REDIRECT = 2, 4
 _ABSENT = 0x7FFF
@@ -49,9 +47,7 @@ _MD_DATA, _MD_DATA_END, _MD_RX_QUEUE = 0, 4, 16  # struct xdp_md
 _NOTHING, _ETHERNET, _TRANSPORT = 0, 1, 2  # how deep a filter looks
 
 
-def steering_code(
-    xsks: XskMap, counters: PerCpuArrayMap, filter: str = "all", *, generic: bool = False
-) -> bytes:
+def steering_code(xsks: XskMap, counters: PerCpuArrayMap, filter: str = "all", *, generic: bool = False) -> bytes:
     """Assemble the steering program.
 
     Parameters
