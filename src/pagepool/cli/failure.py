@@ -71,5 +71,3 @@ def _range(queues: int) -> str:
 
 def _one_line(text: str) -> str:
     return "; ".join(part.strip() for part in text.splitlines() if part.strip())
-
-

@@ -14,6 +14,7 @@ from typing import Any
 from pagepool import PoolStats
 from pagepool.cli.poller import Poller
 from pagepool.cli.wire import Wire
+from pagepool.drivers.rx_queue import RxQueue
 
 __all__ = ["Meter", "QueueSample", "Rates", "Sample", "rates"]
 
@@ -165,8 +166,9 @@ class Meter:
     def sample(self) -> Sample:
         """Return the figures of this moment. Context: any thread."""
         now = time.monotonic() - self._start
-        queues = tuple(self._look(queue, poller) for queue, poller in zip(self._wire.queues, self._pollers, strict=True))
-        pools = [queue.pool for queue in self._wire.queues]
+        opened = self._wire.queues
+        queues = tuple(self._look(queue, poller) for queue, poller in zip(opened, self._pollers, strict=True))
+        pools = [queue.pool for queue in opened]
         mappings: dict[tuple[int, int], int] = {}
         for pool, seen in zip(pools, queues, strict=True):
             key = (id(pool.arena), id(pool.params.dev))
@@ -181,7 +183,7 @@ class Meter:
             memory=", ".join(dict.fromkeys(allocator.describe() for allocator in allocators.values())),
         )
 
-    def _look(self, queue: Any, poller: Poller) -> QueueSample:
+    def _look(self, queue: RxQueue, poller: Poller) -> QueueSample:
         pool = queue.pool.stats()
         at_device, lost = self._wire.look(queue)
         return QueueSample(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from pagepool.drivers.capture import PcapngWriter
+from pagepool.drivers.rx_queue import RxQueue
+from pagepool.xdp import XdpBatch
 
 __all__ = ["ACTIONS", "CaptureFile", "Poller"]
 
@@ -21,7 +22,7 @@ _BUDGET = 64
 _LOOK_S = 0.05  # how long a queue without frames is left alone before it looks whether to stop
 
 #: Verdicts by their name on the command line.
-ACTIONS: dict[str, Callable[[Any], None]] = {
+ACTIONS: dict[str, Callable[[XdpBatch], None]] = {
     "drop": lambda batch: batch.drop(),
     "pass": lambda batch: batch.pass_(),
     "tx": lambda batch: batch.tx(),
@@ -46,12 +47,10 @@ class CaptureFile:
         with self._lock:
             return self._writer.add_interface(name)
 
-    def write(self, interface: int, batch: Any) -> None:
+    def write(self, interface: int, batch: XdpBatch) -> None:
         """Write the frames of a batch."""
         with self._lock:
-            self._writer.write_frames(
-                [batch.frame(i) for i in range(len(batch))], interface=interface, outbound=False
-            )
+            self._writer.write_frames([batch.frame(i) for i in range(len(batch))], interface=interface, outbound=False)
 
     def close(self) -> None:
         """Flush and close."""
@@ -63,7 +62,8 @@ class Poller:
 
     Parameters
     ----------
-    queue : AfXdpQueue or LoopbackQueue
+    queue : RxQueue
+        Of any driver.
     action : str
         A key of `ACTIONS`.
     stop : threading.Event
@@ -79,7 +79,7 @@ class Poller:
         What ended the thread early; it has set `stop` then.
     """
 
-    def __init__(self, queue: Any, action: str, stop: threading.Event, capture: CaptureFile | None = None) -> None:
+    def __init__(self, queue: RxQueue, action: str, stop: threading.Event, capture: CaptureFile | None = None) -> None:
         self.frames = 0
         self.size_bytes = 0
         self.failure: BaseException | None = None

@@ -33,7 +33,8 @@ _WORDS = {
 
 def probe_command(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these; exit status 1 if one is a no.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Only these; exit status 1 if one is a no.", show_default=False),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -59,8 +60,8 @@ def _as_dict(answer: Answer) -> dict[str, bool | str]:
 def _print(answers: dict[str, Answer], *, whole: bool) -> None:
     console = Console(highlight=False)
     if whole:
-        cpus = os.cpu_count()
-        console.print(f"Linux {platform.release()} on {platform.machine()}, {cpus} CPUs, Python {platform.python_version()}\n")
+        system = f"Linux {platform.release()} on {platform.machine()}, {os.cpu_count()} CPUs"
+        console.print(f"{system}, Python {platform.python_version()}\n")
     for name, answer in answers.items():
         line = Text("  ")
         line.append("yes  " if answer else "no   ", style="green" if answer else "yellow")
@@ -74,4 +75,4 @@ def _conclusion(answers: dict[str, Answer]) -> str:
     missing = [name for name in ("netns", "af_xdp") if not answers[name]]
     if not missing:
         return "pagepool rx will use real AF_XDP, on IFACE or on a veth pair of its own."
-    return f"pagepool rx will use the loopback NIC, for want of {' and '.join(missing)}; everything else works as it is."
+    return f"pagepool rx will use the loopback NIC, for want of {' and '.join(missing)}."

@@ -44,17 +44,29 @@ class Report(Protocol):
 def rx_command(
     ifname: Annotated[
         str | None,
-        typer.Argument(metavar="[IFACE]", help="Interface. Without one: traffic of our own, see below.", show_default=False),
+        typer.Argument(metavar="[IFACE]", help="Interface; without one, see above.", show_default=False),
     ] = None,
-    queue: Annotated[list[int] | None, typer.Option(metavar="N", min=0, help="Receive queue, 0 by default; may be repeated.")] = None,
+    queue: Annotated[
+        list[int] | None, typer.Option(metavar="N", min=0, help="Receive queue, 0 by default; may be repeated.")
+    ] = None,
     action: Annotated[
         str | None,
         typer.Option(metavar="drop|pass|tx", help="What becomes of each frame. Default: pass on IFACE, else drop."),
     ] = None,
-    filter: Annotated[str, typer.Option(metavar="EXPRESSION", help="Frames to take, such as 'udp port 53'; the stack gets the others.")] = "all",
-    write: Annotated[str | None, typer.Option(metavar="FILE.pcapng", help="Also write every frame to a capture file.")] = None,
-    seconds: Annotated[float | None, typer.Option(metavar="S", min=0.0, help="End after so many seconds; default: with Ctrl-C.")] = None,
-    rate: Annotated[float | None, typer.Option(metavar="PPS", min=1.0, help="Frames per second of our own generator; default: all it can.")] = None,
+    filter: Annotated[
+        str,
+        typer.Option(metavar="EXPRESSION", help="Frames to take, such as 'udp port 53'; the stack gets the others."),
+    ] = "all",
+    write: Annotated[
+        str | None, typer.Option(metavar="FILE.pcapng", help="Also write every frame to a capture file.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="S", min=0.0, help="End after so many seconds; default: with Ctrl-C.")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(metavar="PPS", min=1.0, help="Frames per second of our own generator; default: all it can."),
+    ] = None,
     loopback: Annotated[bool, typer.Option("--loopback", help="Use the loopback NIC, as without privilege.")] = False,
     json: Annotated[bool, typer.Option("--json", help="A JSON object a second, then one with the summary.")] = False,
 ) -> None:
@@ -86,7 +98,9 @@ def _report(json: bool, seconds: float | None) -> Report:
     return PlainReport()
 
 
-def receive(wire: Wire, action: str, report: Report, *, seconds: float | None = None, write: str | None = None) -> Summary:
+def receive(
+    wire: Wire, action: str, report: Report, *, seconds: float | None = None, write: str | None = None
+) -> Summary:
     """Receive until the time is up or Ctrl-C, and report.
 
     Raises
@@ -154,4 +168,3 @@ def _open_capture(path: str) -> CaptureFile:
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-

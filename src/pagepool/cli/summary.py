@@ -124,10 +124,10 @@ class Summary:
     def _pages(self) -> list[str]:
         last, fresh = self.last, self.last.total("fresh")
         each = units.count(round(last.total("allocated") / fresh)) if fresh else "0"
-        memory = f"{units.bytes_of(last.memory_bytes)} of {last.memory}"
+        recycled = units.percent(last.recycle_ratio)
         return [
-            f"{units.count(fresh)} pages carried them all, each some {each} times: {units.percent(last.recycle_ratio)} recycled",
-            f"out of {memory}",
+            f"{units.count(fresh)} pages carried them all, each some {each} times: {recycled} recycled",
+            f"out of {units.bytes_of(last.memory_bytes)} of {last.memory}",
         ]
 
 

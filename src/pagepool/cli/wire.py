@@ -16,7 +16,8 @@ from typing import Any, Self
 from pagepool import probe
 from pagepool.cli.failure import CannotError, explain
 from pagepool.drivers.af_xdp import AfXdpQueue
-from pagepool.drivers.loopback import LoopbackNic, UdpFlows
+from pagepool.drivers.loopback import LoopbackNic, LoopbackQueue, UdpFlows
+from pagepool.drivers.rx_queue import RxQueue
 
 __all__ = ["Interface", "Loopback", "Veth", "Wire", "WireOptions", "choose_wire"]
 
@@ -59,7 +60,7 @@ class Wire(ABC):
 
     def __init__(self, options: WireOptions) -> None:
         self.options = options
-        self.queues: list[Any] = []
+        self.queues: list[RxQueue] = []
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
@@ -81,14 +82,16 @@ class Wire(ABC):
         """str : what it is, in a few words."""
 
     @abstractmethod
-    def look(self, queue: Any) -> tuple[int, int]:
+    def look(self, queue: RxQueue) -> tuple[int, int]:
         """Return the pages that the device has, and the frames that were lost before the pool saw them."""
 
     def start(self) -> None:
         """Start the traffic, if it is ours."""
+        return None
 
     def stop(self) -> None:
         """Stop the traffic, if it is ours."""
+        return None
 
     def sent(self) -> int | None:
         """Return the frames that our generator has sent, None where the traffic is not ours."""
@@ -104,23 +107,24 @@ class Interface(Wire):
 
     def _open(self, undo: ExitStack) -> None:
         frames = _FRAMES_PER_QUEUE * len(self.options.queues)
+        first: AfXdpQueue | None = None
         for index in self.options.queues:
-            first = self.queues[0] if self.queues else None
             try:
-                queue = AfXdpQueue(
-                    self.ifname, index, filter=self.options.filter, frames=frames, share_umem_with=first
-                )
+                queue = AfXdpQueue(self.ifname, index, filter=self.options.filter, frames=frames, share_umem_with=first)
             except OSError as error:
                 raise explain(error, self.ifname, index) from None
             undo.callback(queue.close)
             self.queues.append(queue)
+            first = first or queue
 
     @property
     def title(self) -> str:
         queue = self.queues[0]
+        assert isinstance(queue, AfXdpQueue)
         return f"{self.ifname}, AF_XDP {queue.mode}, {'zero copy' if queue.is_zerocopy else 'copy'}"
 
-    def look(self, queue: Any) -> tuple[int, int]:
+    def look(self, queue: RxQueue) -> tuple[int, int]:
+        assert isinstance(queue, AfXdpQueue)
         stats = queue.stats()
         rings, socket = stats.rings, stats.socket
         return rings.nr_fill + rings.nr_rx + rings.nr_tx_outstanding, socket.rx_dropped + socket.rx_ring_full
@@ -182,7 +186,7 @@ class Veth(Interface):
             generator.stop()
 
     def sent(self) -> int | None:
-        return sum(generator.sent for generator in self._generators)
+        return sum(int(generator.sent) for generator in self._generators)
 
 
 class Loopback(Wire):
@@ -202,10 +206,10 @@ class Loopback(Wire):
     def title(self) -> str:
         return "loopback NIC (software, in this process)"
 
-    def look(self, queue: Any) -> tuple[int, int]:
-        stats = queue.stats()
+    def look(self, queue: RxQueue) -> tuple[int, int]:
+        assert isinstance(queue, LoopbackQueue)
         port = queue.port
-        return port.rx.tail - port.rx.head + port.tx.tail - port.tx.head, stats.rx_dropped
+        return port.rx.nr_posted + port.tx.nr_posted, queue.stats().rx_dropped
 
 
 def choose_wire(ifname: str | None, options: WireOptions, *, loopback: bool = False) -> Wire:
@@ -227,5 +231,3 @@ def choose_wire(ifname: str | None, options: WireOptions, *, loopback: bool = Fa
         if not answer:
             return Loopback(options, f"no AF_XDP on a veth pair for this user: {name}: {answer.reason}")
     return Veth(options)
-
-

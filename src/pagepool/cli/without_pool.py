@@ -18,6 +18,7 @@ from typing import Any
 from pagepool import DmaDir, PagePool
 from pagepool.drivers.af_xdp import AfXdpQueue
 from pagepool.drivers.af_xdp.socket import XdpSocket
+from pagepool.drivers.rx_queue import RxQueue
 
 __all__ = ["Cost", "Costs", "measure"]
 
@@ -71,12 +72,12 @@ class Costs:
         return asdict(self)
 
 
-def measure(queue: Any) -> Costs:
+def measure(queue: RxQueue) -> Costs:
     """Time all of them; some 50 ms.
 
     Parameters
     ----------
-    queue : AfXdpQueue or LoopbackQueue
+    queue : RxQueue
         Whose device is the one to map for. It is not touched.
     """
     return Costs(
