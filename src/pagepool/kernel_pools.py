@@ -176,8 +176,6 @@ def _dump(command: int) -> list[dict[int, bytes]]:
             answers = tuple(link.nlm_request(request, link.prid, msg_flags=NLM_F_REQUEST | NLM_F_DUMP))
         except NetlinkError as error:
             raise OSError(error.code, f"netdev command {command}") from None
-        return [
-            {int(name.rsplit("_", 1)[1]): bytes(value) for name, value in answer["attrs"]} for answer in answers
-        ]
+        return [{int(name.rsplit("_", 1)[1]): bytes(value) for name, value in answer["attrs"]} for answer in answers]
     finally:
         link.close()

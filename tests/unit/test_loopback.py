@@ -19,8 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import pagepool as pp
 from pagepool.drivers.capture import CaptureError, PcapngWriter, read_capture
-from pagepool.drivers.loopback import NUMBER_AT, LoopbackNic, LoopbackQueue, UdpFlows
-from pagepool.drivers.loopback.queue import make_pool
+from pagepool.drivers.loopback import NUMBER_AT, LoopbackNic, LoopbackQueue, UdpFlows, make_pool
 from pagepool.drivers.rx_queue import QueueClosedError
 from pagepool.errors import DeviceError, WrongThreadError
 from pagepool.xdp import XdpAction, XdpBatch, per_frame

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from pagepool import DmaDir, MapGranularity
-from pagepool.drivers.loopback import BusError, HostBus, LoopbackQueue, UdpFlows
-from pagepool.drivers.loopback.queue import make_pool
+from pagepool.drivers.loopback import BusError, HostBus, LoopbackQueue, UdpFlows, make_pool
 
 
 class Iommu:

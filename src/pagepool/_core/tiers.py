@@ -295,12 +295,7 @@ class Tiers(Home):
         return done
 
     def lent_now(self):
-        return (
-            self.hold_cnt
-            - pp_load32(cython.address(self.release_cnt))
-            - self.cache_n
-            - self.ring.count()
-        )
+        return self.hold_cnt - pp_load32(cython.address(self.release_cnt)) - self.cache_n - self.ring.count()
 
     def note_high_water(self):
         # A record needs fewer than `mark` pages at home. Pages in the ring are at home too, so the ring is looked at

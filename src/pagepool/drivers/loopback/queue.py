@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pagepool import DmaDir, PagePool, PPFlag
-from pagepool._core.params import PAGE_SIZE
-from pagepool.dma.host import HostDevice
+from pagepool import DmaDir, PagePool
 from pagepool.drivers.loopback.bus import DmaBus, HostBus, bus_for
 from pagepool.drivers.loopback.nic import LoopbackNic
+from pagepool.drivers.loopback.pool import check_pool, make_pool
 from pagepool.drivers.loopback.port import PortPair
+from pagepool.drivers.loopback.queue_stats import LoopbackStats
 from pagepool.drivers.loopback.rx_ring import RxRing
 from pagepool.drivers.loopback.sinks import as_sink
 from pagepool.drivers.loopback.tx_ring import TxRing
@@ -28,49 +27,9 @@ from pagepool.errors import DeviceError
 from pagepool.xdp import XdpBatch
 from pagepool.xdp.driver import FramePool, U32Array, U64Array
 
-__all__ = ["XDP_PACKET_HEADROOM", "LoopbackQueue", "LoopbackStats"]
+__all__ = ["LoopbackQueue"]
 
-XDP_PACKET_HEADROOM = 256
 _STARVED_S = 0.001  # time to the next look when the pool has no page
-
-
-@dataclass(frozen=True, slots=True)
-class LoopbackStats:
-    """Figures of one queue.
-
-    Attributes
-    ----------
-    rx_frames, rx_bytes, rx_dropped, rx_length_errors, tx_frames, tx_bytes : int
-        The device's counters, see `PortStats`.
-    alloc_failed : int
-        Refills that the pool could not fill.
-    xdp, napi, pool : dict of str to int
-        Verdicts, polls, and the pool's figures.
-    """
-
-    rx_frames: int
-    rx_bytes: int
-    rx_dropped: int
-    rx_length_errors: int
-    tx_frames: int
-    tx_bytes: int
-    alloc_failed: int
-    xdp: dict[str, int]
-    napi: dict[str, int]
-    pool: Any
-
-
-def make_pool(ring_size: int, **fields: Any) -> PagePool:
-    """Make a pool as this driver wants it: mapped for the host, both directions, a headroom of 256 bytes."""
-    settings: dict[str, Any] = {
-        "flags": PPFlag.DMA_MAP,
-        "dev": HostDevice("loopback"),
-        "dma_dir": DmaDir.BIDIRECTIONAL,
-        "pool_size": ring_size,
-        "offset": XDP_PACKET_HEADROOM,
-        "max_len": PAGE_SIZE - XDP_PACKET_HEADROOM,
-    }
-    return PagePool(**(settings | fields))
 
 
 class LoopbackQueue(RxQueue):
@@ -134,7 +93,7 @@ class LoopbackQueue(RxQueue):
         try:
             if pool is None:
                 pool = self._own_pool = make_pool(self.port.rx.size)
-            headroom = _check_pool(pool)
+            headroom = check_pool(pool)
             self._bus = bus or bus_for(pool)
             self._stack = stack_sink
             self._headroom = headroom
@@ -162,10 +121,11 @@ class LoopbackQueue(RxQueue):
         ids, lengths = frames
         if len(ids) < budget and self.nic.has_more:
             self.napi.schedule()  # fewer than it could have been, but not the last
+        batch = XdpBatch(self, ids, lengths, self._headroom)  # from here on nothing that raises can lose them
         if self._sync:
             for page_id, length in zip(ids.tolist(), lengths.tolist(), strict=True):
                 self.pool.dma_sync_for_cpu(page_id, self._headroom - self.pool.params.offset, length)
-        return XdpBatch(self, ids, lengths, self._headroom)
+        return batch
 
     def _pull(self, budget: int) -> tuple[U32Array, U32Array] | None:
         """Let come what there is room for: the wire is as fast as this queue, and loses nothing by being faster."""
@@ -290,11 +250,3 @@ class LoopbackQueue(RxQueue):
             self._event_fd = -1
         if self._own_pool is not None:
             self._own_pool.close()
-
-
-def _check_pool(pool: Any) -> int:
-    """Return the headroom, or say what is wrong with the pool."""
-    params = pool.params
-    if PPFlag.DMA_MAP not in params.flags:
-        raise ValueError("the pool of a queue must be mapped: flags=PPFlag.DMA_MAP and a dev")
-    return int(params.offset)
