@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from pagepool.cli import units
@@ -26,7 +25,7 @@ _WINDOW_S = 1.0
 _BARS = " ▁▂▃▄▅▆▇█"
 _LABEL = 16
 _WIDEST = 100
-_MOST_QUEUES = 4
+_OTHER_LINES = 21  # of the screen, beside the lines of single queues
 
 
 class LiveReport:
@@ -62,7 +61,7 @@ class LiveReport:
             self._recent.popleft()
         rate = rates(self._recent[0], now)
         self._history.append(rates(self._recent[-1], now).packets)
-        self._live.update(Group(*self._parts(now, rate)), refresh=True)
+        self._live.update(self.screen(now, rate), refresh=True)
         self._recent.append(now)
 
     def end(self, summary: Summary) -> None:
@@ -77,21 +76,28 @@ class LiveReport:
 
     # -- the screen, from top to bottom ------------------------------------------------------------------------------
 
-    def _parts(self, now: Sample, rate: Rates) -> Iterator[Text | Table]:
-        assert self._wire is not None
+    def screen(self, now: Sample, rate: Rates) -> Group:
+        """Return the whole screen, no line wider than the terminal."""
         width = min(self._console.width - 1, _WIDEST)
+        lines = list(self._lines(now, rate, width))
+        for line in lines:
+            line.truncate(width)
+        return Group(*lines)
+
+    def _lines(self, now: Sample, rate: Rates, width: int) -> Iterator[Text]:
+        assert self._wire is not None
         until = f" of {self._seconds:.0f} s" if self._seconds else " s, Ctrl-C ends"
         yield _ends(f" {self._wire.title}", f"{now.at_s:.0f}{until} ", width, "bold reverse")
         if self._wire.reason:
-            yield Text(f" {self._wire.reason}"[:width], style="dim")
+            yield Text(f" {self._wire.reason}", style="dim")
         yield Text()
-        yield self._speed(now, rate, width)
+        yield self._speed(now, rate)
         yield Text(f" {_spark(self._history, width - 2)}", style="green")
         yield Text()
         yield from _where(now, width)
         yield Text()
         if len(now.queues) > 1:
-            yield from _queue_lines(self._recent[0], now, width)
+            yield from _queue_lines(self._recent[0], now, self._console.height - _OTHER_LINES)
             yield Text()
         yield from _came(now, rate)
         yield Text()
@@ -99,7 +105,7 @@ class LiveReport:
         yield _ends(recycled, f"{units.bytes_of(now.memory_bytes)} of {now.memory} ", width, "bold")
         yield Text()  # the terminal echoes ^C where the cursor is: not at the end of a full line
 
-    def _speed(self, now: Sample, rate: Rates, width: int) -> Text:
+    def _speed(self, now: Sample, rate: Rates) -> Text:
         line = Text(" ")
         line.append(f"{units.per_second(rate.packets):>10}", style="bold green")
         line.append(f"   {units.bits_per_second(rate.bits):>12}", style="bold green")
@@ -107,19 +113,20 @@ class LiveReport:
         if rate.lost:
             share = rate.lost / (rate.lost + rate.packets)
             line.append(f"   {units.per_second(rate.lost)} lost ({100 * share:.0f} %)", style="yellow")
-        line.truncate(width)
         return line
 
 
-def _queue_lines(before: Sample, now: Sample, width: int) -> Iterator[Text]:
+def _queue_lines(before: Sample, now: Sample, room: int) -> Iterator[Text]:
     """One line a queue, as many as fit."""
     span = max(now.at_s - before.at_s, 1e-9)
-    for old, new in list(zip(before.queues, now.queues, strict=True))[:_MOST_QUEUES]:
+    room = max(room, 1)
+    shown = len(now.queues) if len(now.queues) <= room else room - 1
+    for old, new in list(zip(before.queues, now.queues, strict=True))[:shown]:
         speed = units.per_second((new.frames - old.frames) / span)
         pages = f"{new.pool.in_cache} cached, {new.pool.in_ring:,} ringed, {new.pool.lent:,} lent"
-        yield Text(f"   queue {new.queue:<3}{speed:>16}   pool {new.pool_id}: {pages}"[:width])
-    if len(now.queues) > _MOST_QUEUES:
-        yield Text(f"   and {len(now.queues) - _MOST_QUEUES} more queues", style="dim")
+        yield Text(f"   queue {new.queue:<3}{speed:>16}   pool {new.pool_id}: {pages}")
+    if shown < len(now.queues):
+        yield Text(f"   and {len(now.queues) - shown} more queues", style="dim")
 
 
 def _ends(left: str, right: str, width: int, style: str) -> Text:

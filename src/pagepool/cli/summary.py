@@ -15,7 +15,7 @@ from pagepool.cli.without_pool import Cost, Costs
 
 __all__ = ["Summary"]
 
-_LABEL, _COLUMN = 24, 16
+_LABEL, _COLUMN = 24, 15
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from pagepool.drivers.rx_queue import RxQueue
 __all__ = ["Interface", "Loopback", "Veth", "Wire", "WireOptions", "choose_wire"]
 
 _FRAME_BYTES = 60  # what the wire calls a frame of 64 bytes, with its check sequence
-_NR_FLOWS = 16
+_NR_FLOWS = 64
+_LOOPBACK_QUEUES = 128
 _FRAMES_PER_QUEUE = 6656  # pages: two rx rings, a tx ring and what a batch needs
 
 
@@ -195,6 +196,10 @@ class Loopback(Wire):
     def __init__(self, options: WireOptions, reason: str = "") -> None:
         if options.filter != "all":
             raise CannotError(f"--filter needs AF_XDP, and this is the loopback NIC{f' ({reason})' if reason else ''}")
+        if max(options.queues) >= _LOOPBACK_QUEUES:
+            raise CannotError(
+                f"the loopback NIC has {_LOOPBACK_QUEUES} queues: take --queue 0 to {_LOOPBACK_QUEUES - 1}"
+            )
         super().__init__(options)
         self.reason = reason
 
@@ -208,8 +213,9 @@ class Loopback(Wire):
 
     def look(self, queue: RxQueue) -> tuple[int, int]:
         assert isinstance(queue, LoopbackQueue)
-        port = queue.port
-        return port.rx.nr_posted + port.tx.nr_posted, queue.stats().rx_dropped
+        port, stats = queue.port, queue.stats()
+        waiting = stats.rx_frames - stats.xdp["rx_frames"]  # written, and not yet judged
+        return port.rx.nr_posted + waiting + port.tx.nr_posted, stats.rx_dropped
 
 
 def choose_wire(ifname: str | None, options: WireOptions, *, loopback: bool = False) -> Wire:
