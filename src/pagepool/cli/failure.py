@@ -7,13 +7,19 @@ Only words. Errors that this package raises on purpose have them; anything else 
 from __future__ import annotations
 
 import errno
-import os
 import socket
+import struct
+from array import array
+from fcntl import ioctl
 
 from pagepool.drivers.af_xdp import FilterError
 from pagepool.errors import PagePoolError
 
-__all__ = ["CannotError", "explain", "failure_line"]
+__all__ = ["CannotError", "explain", "failure_line", "is_up", "nr_queues"]
+
+_SIOCETHTOOL, _ETHTOOL_GCHANNELS = 0x8946, 0x3C
+_RX_COUNT, _COMBINED_COUNT = 5, 8  # words of the answer
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1
 
 
 class CannotError(Exception):
@@ -52,17 +58,28 @@ def explain(error: OSError, ifname: str, queue: int) -> CannotError:
         queues = nr_queues(ifname)
         if queues is not None and queue >= queues:
             return CannotError(f"{ifname} has no queue {queue}: take --queue {_range(queues)}")
+        advice = "--queue 0 is there on every interface"
     elif error.errno == errno.ENETDOWN:
         advice = f"ip link set {ifname} up"
     return CannotError(f"{said}: {advice}" if advice else said)
 
 
 def nr_queues(ifname: str) -> int | None:
-    """Return how many receive queues an interface has, None where the system does not say."""
+    """Return how many receive queues an interface has, None where its driver does not say."""
+    channels = array("I", [_ETHTOOL_GCHANNELS, *bytes(8)])  # struct ethtool_channels
     try:
-        return sum(name.startswith("rx-") for name in os.listdir(f"/sys/class/net/{ifname}/queues"))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            ioctl(control, _SIOCETHTOOL, struct.pack("=16sQ16x", ifname.encode(), channels.buffer_info()[0]))
     except OSError:
         return None
+    return int(channels[_RX_COUNT] + channels[_COMBINED_COUNT])
+
+
+def is_up(ifname: str) -> bool:
+    """Return whether an interface is up; a socket can be bound to one that is not, and hears nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        answer = ioctl(control, _SIOCGIFFLAGS, struct.pack("=16s24x", ifname.encode()))
+    return bool(struct.unpack_from("=H", answer, 16)[0] & _IFF_UP)
 
 
 def _range(queues: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from pagepool import probe
-from pagepool.cli.failure import CannotError, explain
+from pagepool.cli.failure import CannotError, explain, is_up
 from pagepool.drivers.af_xdp import AfXdpQueue
 from pagepool.drivers.loopback import LoopbackNic, LoopbackQueue, UdpFlows
 from pagepool.drivers.rx_queue import RxQueue
@@ -116,6 +116,8 @@ class Interface(Wire):
                 raise explain(error, self.ifname, index) from None
             undo.callback(queue.close)
             self.queues.append(queue)
+            if not is_up(self.ifname):
+                raise CannotError(f"{self.ifname} is down: ip link set {self.ifname} up")
             first = first or queue
 
     @property
