@@ -109,10 +109,10 @@ def test_frames_go_on_to_the_stack_unless_told_otherwise(veth: VethPair) -> None
         receiver.bind((veth.near.ipv4, 4001))
         receiver.settimeout(2)
         with LiveGenerator(veth.far, frame_to_near(veth), rate_pps=500) as generator:
-            summary = summary_while(generator, 100)
+            summary = summary_while(generator, 40)  # a few pages each: more would not fit the socket's buffer
         assert summary["action"] == "pass"
-        assert summary["frames"] == 100
-        for _ in range(100):
+        assert summary["frames"] == 40
+        for _ in range(40):
             receiver.recv(2048)
 
 
