@@ -54,7 +54,7 @@ def test_a_million_frames_without_the_page_allocator(veth: VethPair, send_every:
         assert (arena.alloc_calls, arena.free_calls) == (calls, free)
         assert (after.slow, after.maps, after.unmaps) == (before.slow, before.maps, before.unmaps)
         assert (after.hold_cnt, after.release_cnt) == (before.hold_cnt, before.release_cnt)
-        assert after.recycled - before.recycled >= MILLION
+        assert after.recycled - before.recycled >= MILLION - 2 * BUDGET  # a batch is out at either end
         assert after.ring_full == after.rejected == 0
         queue.pool.check()
     assert queue.pool.lent == 0

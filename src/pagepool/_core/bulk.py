@@ -8,6 +8,8 @@ import time
 from array import array
 
 import cython
+from cython.cimports.cpython.array import array as c_array
+from cython.cimports.cpython.array import clone, resize
 from cython.cimports.cpython.buffer import (
     PyBUF_FORMAT,
     PyBUF_ND,
@@ -24,8 +26,7 @@ from cython.cimports.pagepool._core.page import KIND_HOLDER, Page
 from pagepool._core.carver import call_site
 from pagepool.errors import ForeignPageError, PagePoolError, PoolClosedError
 
-#: From this many pages on, a bulk call lets other Python threads run meanwhile; below, taking the GIL back costs more.
-NOGIL_PAGES = 128
+_NO_IDS: c_array = array("I")  # what a new array of ids is cloned from
 
 
 class Bulk(Control):
@@ -51,30 +52,46 @@ class Bulk(Control):
         made handles by `page`; they are not given back by themselves while the pool lives.
         """
         view: Py_buffer
-        n: uint32_t
         done: uint32_t
         if isinstance(out, int):
-            if out < 0:
-                raise ValueError(f"{out} pages")
-            made = array("I", bytes(4 * out))
-            return made[: self.alloc_bulk(made)] if out else made
+            return self._new_ids(out)
         _get_ids(out, cython.address(view), PyBUF_WRITABLE)
         try:
-            n = cython.cast(uint32_t, view.len // 4)
-            self.enter_owner()
-            if not self.open:
-                self.busy -= 1
-                raise PoolClosedError(f"{self!r} is closed")
-            if n >= NOGIL_PAGES:
-                with cython.nogil:
-                    done = self.alloc_ids(cython.cast(cython.pointer[uint32_t], view.buf), n)
-            else:
-                done = self.alloc_ids(cython.cast(cython.pointer[uint32_t], view.buf), n)
-            if self.pending is not None or self.alloc_sites is not None:
-                self._after_bulk(cython.cast(cython.pointer[uint32_t], view.buf), done)
-            self.busy -= 1
+            done = self._take_many(
+                cython.cast(cython.pointer[uint32_t], view.buf), cython.cast(uint32_t, view.len // 4)
+            )
         finally:
             PyBuffer_Release(cython.address(view))
+        return done
+
+    def _new_ids(self, asked):
+        n: cython.Py_ssize_t = PyNumber_AsSsize_t(asked, cython.NULL)  # what is out of range is cut to it
+        done: int64_t
+        if n < 0:
+            raise ValueError(f"{asked} pages")
+        if n > self.nr_pages:
+            n = self.nr_pages
+        made: c_array = clone(_NO_IDS, n, False)
+        if n:
+            done = self._take_many(made.data.as_uints, cython.cast(uint32_t, n))
+            if done < n:
+                resize(made, done)
+        return made
+
+    def _take_many(self, at, n):
+        done: uint32_t
+        self.enter_owner()
+        if not self.open:
+            self.busy -= 1
+            raise PoolClosedError(f"{self!r} is closed")
+        if n >= NOGIL_PAGES:
+            with cython.nogil:
+                done = self.alloc_ids(at, n)
+        else:
+            done = self.alloc_ids(at, n)
+        if self.pending is not None or self.alloc_sites is not None:
+            self._after_bulk(at, done)
+        self.busy -= 1
         return done
 
     def _after_bulk(self, ids, n):

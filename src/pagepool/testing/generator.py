@@ -29,7 +29,7 @@ from pagepool.testing.veth import VethEnd
 
 __all__ = ["SRC_PORT_OFFSET", "Generator", "LiveGenerator"]
 
-_CHUNK_FRAMES: Final = 1 << 18  # per system call: each live call idles about 20 ms, and stop() waits for one
+_CHUNK_FRAMES: Final = 1 << 18
 SRC_PORT_OFFSET: Final = 34  # Ethernet 14 + IPv4 20
 _SPIN_LIMIT_NS = 60_000
 _SPINS = 2000
@@ -51,6 +51,8 @@ class Generator(ABC):
         Frame i gets source port (port of ``frame``) + i modulo ``nr_flows``.
     cpu : int, optional
         Pin the sending thread: on veth the CPU decides the receive queue of a live frame.
+    chunk_frames : int
+        Frames per system call at most. A live call idles about 20 ms, and `stop` waits for one.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class Generator(ABC):
         rate_pps: float | None = None,
         nr_flows: int = 1,
         cpu: int | None = None,
+        chunk_frames: int = _CHUNK_FRAMES,
     ) -> None:
         self.end = end
         self.frame = frame
         self.rate_pps = rate_pps
         self.nr_flows = nr_flows
         self._cpu = cpu
+        self._chunk_frames = chunk_frames
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -96,7 +100,7 @@ class Generator(ABC):
         try:
             with self.end.ns:
                 while not self._stop.is_set() and (done := self.sent - before) < count:
-                    self._send_chunk(min(count - done, _CHUNK_FRAMES))
+                    self._send_chunk(min(count - done, self._chunk_frames))
         finally:
             if self._cpu is not None:
                 os.sched_setaffinity(0, affinity)
@@ -170,8 +174,9 @@ class LiveGenerator(Generator):
         nr_flows: int = 1,
         sequence: bool = False,
         cpu: int | None = None,
+        chunk_frames: int = _CHUNK_FRAMES,
     ) -> None:
-        super().__init__(end, frame, rate_pps=rate_pps, nr_flows=nr_flows, cpu=cpu)
+        super().__init__(end, frame, rate_pps=rate_pps, nr_flows=nr_flows, cpu=cpu, chunk_frames=chunk_frames)
         self._count = ArrayMap(1, "pp_gen_count")
         self._due = ArrayMap(1, "pp_gen_due")
         (src_port,) = struct.unpack_from("!H", frame, SRC_PORT_OFFSET) if len(frame) >= 36 else (0,)

@@ -34,9 +34,12 @@ _MMAP_OFFSETS, _RX_RING, _TX_RING, _UMEM_REG, _FILL_RING, _COMPLETION_RING = 1, 
 _STATISTICS, _OPTIONS, _MAX_TX_SKB_BUDGET = 7, 8, 9
 _PGOFF_RX, _PGOFF_TX, _PGOFF_FILL, _PGOFF_COMPLETION = 0, 0x80000000, 0x100000000, 0x180000000
 _SO_BUSY_POLL, _SO_PREFER_BUSY_POLL, _SO_BUSY_POLL_BUDGET = 46, 69, 70
-_CLOSE_WAIT_S: Final = 1.0  # a closed socket frees its queue 5 to 26 ms later; be generous, but end
+# A closed socket frees its queue 5 to 26 ms later, a second under load: wait long where it may have been ours.
+_CLOSE_WAIT_S: Final = 0.5
+_OWN_CLOSE_WAIT_S: Final = 4.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_last_close = -_OWN_CLOSE_WAIT_S  # monotonic seconds
 
 
 class BindFlag(IntFlag):
@@ -170,7 +173,7 @@ class XdpSocket:
         if share_umem_with is not None:
             flags, shared_fd = BindFlag.SHARED_UMEM, share_umem_with.fileno()
         request = struct.pack("=HHIII", _AF_XDP, flags, ifindex, queue, shared_fd)
-        deadline = time.monotonic() + _CLOSE_WAIT_S
+        deadline = max(time.monotonic() + _CLOSE_WAIT_S, _last_close + _OWN_CLOSE_WAIT_S)
         # The one call that Python's socket module refuses for this family.
         while _libc.bind(self.fileno(), request, len(request)) != 0:
             error = ctypes.get_errno()
@@ -222,8 +225,10 @@ class XdpSocket:
                 ring.unmap()
         self.rx = self.tx = self.fill = self.completion = None
         if self._socket is not None:
+            global _last_close
             self._socket.close()
             self._socket = None
+            _last_close = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
