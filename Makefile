@@ -19,5 +19,9 @@ $(VENV)/.built: $(VENV)/.made $(SOURCES)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -Cbuild-dir=build/editable -e '.[test]'
 	@touch $@
 
+# make bench BENCH="--quick handles", make bench BENCH=--peers
+bench: build
+	@$(BIN)/python -m benchmarks --json build/bench.json $(BENCH)
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
