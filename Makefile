@@ -22,8 +22,8 @@ lint: build $(VENV)/.lint   ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: build            ## the benchmarks, with their tables
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: build            ## the benchmarks, with their tables; BENCH="--quick handles", BENCH=--peers
+	@$(BIN)/python -m benchmarks --json build/bench.json $(BENCH)
 
 test-vm: build          ## devices that need a machine of their own, in QEMU; see tests/vm/README.md
 	PYTHON=$(abspath $(BIN)/python) tests/vm/test-vm.sh $(ARGS)
