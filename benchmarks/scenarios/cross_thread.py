@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from queue import SimpleQueue
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 from typing import Any
 
 from benchmarks.case import Case, python_loop
@@ -25,6 +25,7 @@ __all__ = ["cases"]
 
 _PAGES = 8192  # of each thread: its wake-up must not show
 _BULK = 64
+_SETTLE_S = 0.001
 
 _Pile = tuple[Callable[[Any], object] | None, list[Any]]
 
@@ -54,7 +55,9 @@ class _Threads:
             piles = [[take() for _ in python_loop(length)] for _ in self._threads]
         for todo, pile in zip(self._todo, piles, strict=True):
             todo.put((give, pile))
-        return max(self._done.get() for _ in piles) - start
+        took = max(self._done.get() for _ in piles) - start
+        sleep(_SETTLE_S)  # else a thread that still wants the GIL, to wait for more work, does so in the next sample
+        return took
 
     def close(self) -> None:
         for todo in self._todo:
