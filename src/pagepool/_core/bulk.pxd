@@ -13,6 +13,7 @@ cdef enum:
 cdef class Bulk(Control):
     cdef object _new_ids(self, object asked)
     cdef int64_t _take_many(self, uint32_t *at, uint32_t n) except -1
+    cdef int _note_puts(self, const uint32_t *ids, uint32_t n) except -1
     cdef int _after_bulk(self, uint32_t *ids, uint32_t n) except -1
 
 cdef int _get_ids(object ids, Py_buffer *view, int flags) except -1
