@@ -28,13 +28,7 @@ class UmemArea:
         Rounded up to slabs of 2 MiB.
     memory : PageAllocator, MemoryKind, str or None
         An allocator that was made with ``commit=True``, or the kind to make; None for huge pages where there
-        are enough free, else the best there is.
-
-    Notes
-    -----
-    A fork has to copy private pages that are pinned, and private huge pages can only be copied into free ones:
-    with ``"hugetlb"``, ``fork()`` may answer ENOMEM. So the huge pages taken by default are a memory file's, which
-    parent and child share.
+        are any, else the best there is.
     """
 
     def __init__(self, first: XdpSocket, size_bytes: int, memory: PageAllocator | MemoryKind | str | None) -> None:
@@ -47,7 +41,7 @@ class UmemArea:
             self.allocator = memory
         else:
             size_bytes = (size_bytes + SLAB_SIZE - 1) // SLAB_SIZE * SLAB_SIZE
-            self.allocator = _make(size_bytes, memory)
+            self.allocator = _commit(size_bytes, None if memory is None else MemoryKind(memory))
         self.device = UmemDevice(first.register_umem)
 
     def get(self) -> UmemArea:
@@ -65,9 +59,14 @@ class UmemArea:
             self.allocator.close()
 
 
-def _make(size_bytes: int, kind: MemoryKind | str | None) -> PageAllocator:
+def _commit(size_bytes: int, kind: MemoryKind | None) -> PageAllocator:
+    """Return memory of `kind`, or the best there is.
+
+    Huge pages in a file, not private ones: at a fork(2) the kernel copies pinned private pages at once, and where no
+    huge page is free for the copy the fork fails with ENOMEM.
+    """
     if kind is not None:
-        return PageAllocator(size_bytes, MemoryKind(kind), commit=True)
+        return PageAllocator(size_bytes, kind, commit=True)
     try:
         return PageAllocator(size_bytes, MemoryKind.MEMFD_HUGETLB, commit=True, fallback=False)
     except MemoryKindError:
