@@ -139,8 +139,7 @@ class XskRings:
         n: uint32_t
         self._reap(True)
         n = self._take(ids, lengths, offsets, budget)
-        if n or self.empty_polls < 2:
-            self._fill_up()
+        self._fill_up()
         self._kick_rx()
         if n:
             self.empty_polls = 0
