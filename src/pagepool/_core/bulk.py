@@ -89,7 +89,6 @@ class Bulk(Control):
         return (
             not PP_GIL_DISABLED
             and self.alloc_thread == pp_thread_id()
-            and not self.track
             and out.ob_descr.itemsize == 4
             and 0 < len(out) <= self.cache_n
         )
@@ -187,7 +186,6 @@ class Bulk(Control):
         return (
             not PP_GIL_DISABLED
             and self.put_thread == pp_thread_id()
-            and not self.track
             and ids.ob_descr.itemsize == 4
             and len(ids) <= CACHE_SIZE - self.cache_n
         )
