@@ -12,7 +12,24 @@ that was handed out; and two free buddies never lie side by side unmerged.
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
-from cython.cimports.pagepool._core.atomic import pp_current_node, pp_load64, pp_lock, pp_store64, pp_unlock
+from cython.cimports.pagepool._core.atomic import (
+    pp_cas64,
+    pp_current_node,
+    pp_load64,
+    pp_lock,
+    pp_store64,
+    pp_unlock,
+)
+from cython.cimports.posix.mman import (
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    PROT_READ,
+    PROT_WRITE,
+    mmap,
+    munmap,
+)
 
 if not cython.compiled:
     raise ImportError("pagepool._core is compiled: run `make build`, or `pip install .`")
@@ -41,11 +58,22 @@ class Arena:
         self.base_vaddr = base_vaddr
         self.nr_slabs = nr_slabs
         self.nr_pages = nr_slabs * PAGES_PER_SLAB
-        # calloc of this size is lazily zeroed memory: records of slabs that never come cost nothing.
-        self.pages = cython.cast(cython.pointer[pp_page_t], calloc(self.nr_pages, cython.sizeof(pp_page_t)))
+        # Zeroed by the kernel at a touch, and charged to nobody before: records of slabs that never come cost nothing,
+        # nor does a fork of a process with many arenas.
+        records: cython.p_void = mmap(
+            cython.NULL,
+            self.nr_pages * cython.sizeof(pp_page_t),
+            PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+            -1,
+            0,
+        )
+        if records == MAP_FAILED:
+            raise MemoryError("no address space for the page records")
+        self.pages = cython.cast(cython.pointer[pp_page_t], records)
         self._slab_on = cython.cast(cython.pointer[uint8_t], calloc(nr_slabs, 1))
-        if self.pages == cython.NULL or self._slab_on == cython.NULL:
-            raise MemoryError("no memory for the page records")
+        if self._slab_on == cython.NULL:
+            raise MemoryError("no memory for the slab states")
         self.dma_maps = {}
         self._free_slots = []
         self._next_slot = 1
@@ -57,7 +85,8 @@ class Arena:
                 self._free_list[node][order] = NO_PAGE
 
     def __dealloc__(self):
-        free(self.pages)
+        if self.pages != cython.NULL:
+            munmap(self.pages, self.nr_pages * cython.sizeof(pp_page_t))
         free(self._slab_on)
 
     # -- slabs ---------------------------------------------------------------------------------------------------
@@ -192,7 +221,13 @@ class Arena:
 
     def free_id(self, page_id: int) -> None:
         """Give a block of `alloc_block` back; anything else is a `ValueError`."""
-        if not 0 <= page_id < self.nr_pages or pg_state(self.pages[cython.cast(uint32_t, page_id)].word) != PG_FRESH:
+        # The exchange lets one of two callers win; a page that is in a pool bears the pool's slot.
+        word: uint64_t = 0
+        at: cython.pointer[uint64_t] = cython.NULL
+        if 0 <= page_id < self.nr_pages:
+            at = cython.address(self.pages[cython.cast(uint32_t, page_id)].word)
+            word = pp_load64(at)
+        if pg_state(word) != PG_FRESH or pg_slot(word) != 0 or not pp_cas64(at, word, PG_OFF):
             raise ValueError(f"page {page_id} is not a block that was taken here")
         self.free_block(page_id, self.pages[cython.cast(uint32_t, page_id)].order)
 

@@ -16,6 +16,7 @@ cdef class Bulk(Control):
     cdef bint _in_cache(self, c_array out) noexcept
     cdef uint32_t _take_cached(self, c_array out) noexcept
     cdef int64_t _take_many(self, uint32_t *at, uint32_t n) except -1
+    cdef int _note_puts(self, const uint32_t *ids, uint32_t n) except -1
     cdef bint _fits_cache(self, c_array ids) noexcept
     cdef int64_t _put_many(self, const uint32_t *at, uint32_t n, int64_t dma_sync_size) except -1
     cdef int _after_bulk(self, uint32_t *ids, uint32_t n) except -1

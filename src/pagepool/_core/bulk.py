@@ -23,10 +23,10 @@ from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import PG_HANDLE, PG_LENT, pg_slot, pg_state
 from cython.cimports.pagepool._core.atomic import PP_GIL_DISABLED, pp_cas64, pp_load64, pp_thread_id, pp_unlikely
 from cython.cimports.pagepool._core.page import KIND_HOLDER, Page
-from cython.cimports.pagepool._core.tiers import CACHE_SIZE
+from cython.cimports.pagepool._core.tiers import CACHE_SIZE, NO_MAP
 
 from pagepool._core.carver import call_site
-from pagepool.errors import ForeignPageError, PagePoolError, PoolClosedError
+from pagepool.errors import ForeignPageError, NotMappedError, PagePoolError, PoolClosedError
 
 _NO_IDS: c_array = array("I")  # what a new array of ids is cloned from
 
@@ -89,7 +89,7 @@ class Bulk(Control):
         return (
             not PP_GIL_DISABLED
             and self.alloc_thread == pp_thread_id()
-            and self.alloc_sites is None
+            and not self.track
             and out.ob_descr.itemsize == 4
             and 0 < len(out) <= self.cache_n
         )
@@ -108,17 +108,18 @@ class Bulk(Control):
     def _take_many(self, at, n):
         done: uint32_t
         self.enter_owner()
-        if not self.open:
-            self.busy -= 1
-            raise PoolClosedError(f"{self!r} is closed")
-        if n >= NOGIL_PAGES:
-            with cython.nogil:
+        try:
+            if not self.open:
+                raise PoolClosedError(f"{self!r} is closed")
+            if n >= NOGIL_PAGES:
+                with cython.nogil:
+                    done = self.alloc_ids(at, n)
+            else:
                 done = self.alloc_ids(at, n)
-        else:
-            done = self.alloc_ids(at, n)
-        if self.pending is not None or self.alloc_sites is not None:
-            self._after_bulk(at, done)
-        self.busy -= 1
+            if self.pending is not None or self.track:
+                self._after_bulk(at, done)
+        finally:
+            self.busy -= 1
         return done
 
     def _after_bulk(self, ids, n):
@@ -126,13 +127,21 @@ class Bulk(Control):
         error = self.pending
         if error is not None and not isinstance(error, (OSError, MemoryError, PoolClosedError)):
             self.put_ids(ids, n, -1, True)  # Ctrl-C in the middle: nothing stays with a caller who cannot know of it
-            self.busy -= 1
-            self.raise_pending()
+            self.pending = None
+            raise error
         self.pending = None
-        if self.alloc_sites is not None:
+        if self.track:
             site = (time.monotonic(), call_site())
             for i in range(n):
                 self.alloc_sites[ids[i]] = site
+        return 0
+
+    def _note_puts(self, ids, n):
+        i: uint32_t
+        site = (time.monotonic(), call_site())
+        for i in range(n):
+            if self.alloc_sites.pop(ids[i], None) is not None:
+                self.put_sites[ids[i]] = site
         return 0
 
     def put_bulk(self, ids, dma_sync_size: int64_t = -1):
@@ -178,17 +187,15 @@ class Bulk(Control):
         return (
             not PP_GIL_DISABLED
             and self.put_thread == pp_thread_id()
-            and self.alloc_sites is None
+            and not self.track
             and ids.ob_descr.itemsize == 4
             and len(ids) <= CACHE_SIZE - self.cache_n
         )
 
     def _put_many(self, at, n, dma_sync_size):
         done: uint32_t
-        i: uint32_t
-        if self.alloc_sites is not None:
-            for i in range(n):
-                self.alloc_sites.pop(at[i], None)
+        if self.track:
+            self._note_puts(at, n)
         direct: cython.bint = self.auto_direct and self.owner == pp_thread_id()
         if direct:
             self.enter_owner()
@@ -223,7 +230,7 @@ class Bulk(Control):
         if not 0 <= id < self.nr_pages:
             raise ForeignPageError(f"page {id} is not in the arena of {self!r}")
         if length < 0:
-            length = self.object_bytes - offset
+            length = max(0, self.object_bytes - offset)
         if offset < 0 or offset + length > self.object_bytes:
             raise ValueError(f"offset {offset} and length {length} do not fit {self.object_bytes} bytes")
         number: uint32_t = id
@@ -247,6 +254,11 @@ class Bulk(Control):
         -------
         int
             How many were written; it ends at the first id that is not mapped.
+
+        Raises
+        ------
+        NotMappedError
+            The pool maps nothing at all.
         """
         view: Py_buffer
         target: Py_buffer
@@ -264,7 +276,12 @@ class Bulk(Control):
                 for i in range(n):
                     if at[i] >= self.nr_pages:
                         return i
-                    to[i] = self.dma_addr_of(at[i])
+                    try:
+                        to[i] = self.dma_addr_of(at[i])
+                    except NotMappedError:
+                        if self.map_mode == NO_MAP:
+                            raise
+                        return i
                 return n
             finally:
                 PyBuffer_Release(cython.address(target))

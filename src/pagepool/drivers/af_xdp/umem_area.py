@@ -12,7 +12,7 @@ import threading
 from pagepool._core.params import SLAB_SIZE
 from pagepool.dma.umem import UmemDevice
 from pagepool.drivers.af_xdp.socket import XdpSocket
-from pagepool.memory import MemoryKind, PageAllocator
+from pagepool.memory import MemoryKind, MemoryKindError, PageAllocator
 
 __all__ = ["UmemArea"]
 
@@ -28,7 +28,13 @@ class UmemArea:
         Rounded up to slabs of 2 MiB.
     memory : PageAllocator, MemoryKind, str or None
         An allocator that was made with ``commit=True``, or the kind to make; None for huge pages where there
-        are any, else the best there is.
+        are enough free, else the best there is.
+
+    Notes
+    -----
+    A fork has to copy private pages that are pinned, and private huge pages can only be copied into free ones:
+    with ``"hugetlb"``, ``fork()`` may answer ENOMEM. So the huge pages taken by default are a memory file's, which
+    parent and child share.
     """
 
     def __init__(self, first: XdpSocket, size_bytes: int, memory: PageAllocator | MemoryKind | str | None) -> None:
@@ -41,8 +47,7 @@ class UmemArea:
             self.allocator = memory
         else:
             size_bytes = (size_bytes + SLAB_SIZE - 1) // SLAB_SIZE * SLAB_SIZE
-            kind = MemoryKind.HUGETLB if memory is None else MemoryKind(memory)
-            self.allocator = PageAllocator(size_bytes, kind, commit=True)
+            self.allocator = _make(size_bytes, memory)
         self.device = UmemDevice(first.register_umem)
 
     def get(self) -> UmemArea:
@@ -58,3 +63,12 @@ class UmemArea:
             last = self._users == 0
         if last and self._own:
             self.allocator.close()
+
+
+def _make(size_bytes: int, kind: MemoryKind | str | None) -> PageAllocator:
+    if kind is not None:
+        return PageAllocator(size_bytes, MemoryKind(kind), commit=True)
+    try:
+        return PageAllocator(size_bytes, MemoryKind.MEMFD_HUGETLB, commit=True, fallback=False)
+    except MemoryKindError:
+        return PageAllocator(size_bytes, MemoryKind.THP, commit=True)

@@ -9,12 +9,13 @@ nothing.
 from __future__ import annotations
 
 import errno
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pagepool._core.params import PAGE_SIZE
+from pagepool.dma.bus import DmaBus, bus_of
 from pagepool.errors import DeviceError
 from pagepool.xdp import FrameMemory
 from pagepool.xdp.driver import FramePool, U8Array
@@ -26,17 +27,6 @@ _Ints = npt.NDArray[Any]
 
 class BusError(DeviceError):
     """The NIC accessed a `dma_addr` that is not its to access."""
-
-
-@runtime_checkable
-class DmaBus(Protocol):
-    """What a bus offers to a device."""
-
-    def dma_write(self, dma_addr: int, data: Any) -> None:
-        """Write bytes to memory, as the device."""
-
-    def dma_read(self, dma_addr: int, size_bytes: int) -> bytes:
-        """Read `size_bytes` bytes of memory, as the device."""
 
 
 class HostBus:
@@ -117,12 +107,9 @@ def read_frames(bus: DmaBus, dma_addrs: _Ints, lengths: _Ints) -> list[bytes]:
 
 
 def bus_for(pool: FramePool) -> DmaBus:
-    """Return the bus of a pool: its device where that can read and write, else the host's.
+    """Return the bus of a pool: its device's or that of a layer in front of it, else the host's.
 
-    A device that translates and cannot do either needs a bus of its own: on the host's, its first access is a
+    A device that translates and cannot read or write needs a bus of its own: on the host's, its first access is a
     `BusError`.
     """
-    device = pool.params.dev
-    if isinstance(device, DmaBus):
-        return device
-    return HostBus(pool)
+    return bus_of(pool.params.dev) or HostBus(pool)
