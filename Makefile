@@ -36,6 +36,7 @@ $(VENV)/.made: pyproject.toml
 	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_path("include"), "Python.h"); sys.exit(None if os.path.exists(h) else "pagepool: no %s (Debian: apt-get install python3-dev)" % h)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "pagepool: installing build tools into $(VENV)"
+	@$(PIP) 'pip>=23.1'
 	@$(PIP) 'scikit-build-core>=1.1' 'cython-cmake>=0.3' 'cython>=3.3.1' 'cmake>=3.21' ninja
 	@touch $@
 

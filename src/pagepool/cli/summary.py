@@ -102,7 +102,7 @@ class Summary:
             lines.append(self.reason)
         if lost:
             share = units.percent(lost / (lost + frames))
-            lines.append(f"{units.count(lost)} more ({share}) came too fast and were lost")
+            lines.append(f"{units.count(lost)} more ({share}) came faster than they could be taken, and were lost")
         if self.capture:
             lines.append(f"{units.count(self.captured)} frames are in {self.capture}")
         return lines
