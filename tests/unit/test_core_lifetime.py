@@ -143,14 +143,21 @@ def test_ids_that_were_never_put_go_home_with_the_pool() -> None:
     assert (device.mapped, device.unmapped_twice) == ({}, [])
 
 
+class Watcher:
+    def __init__(self, pool: PagePool) -> None:
+        self.pool = pool
+
+    def __call__(self, event: str, page_id: int, count: int) -> None:
+        pass
+
+
 def test_a_pool_in_a_cycle_is_collected() -> None:
     pool = PagePool(memory=memory())
-    cycle = [pool]
-    pool.set_observer(lambda *event: cycle)
+    pool.set_observer(Watcher(pool))
     gone, arena = weakref.ref(pool), pool.arena
     pool.alloc_pages()
     pool.alloc_bulk(2)
-    del pool, cycle
+    del pool
     gc.collect()
     assert gone() is None
     assert arena.nr_free_pages == arena.nr_added_pages
