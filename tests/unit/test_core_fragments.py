@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -43,7 +44,7 @@ def test_fragments_tile_their_pages(sizes: list[int], tails: bool, order: random
             used += wanted
         held.append(fragment)
     spans = sorted((f.id, f.offset, f.offset + len(f)) for f in held)
-    for (a, _, end), (b, start, _) in zip(spans, spans[1:], strict=False):
+    for (a, _, end), (b, start, _) in itertools.pairwise(spans):
         assert a != b or end <= start
     pool.check()
     order.shuffle(held)

@@ -193,7 +193,9 @@ def test_the_interpreter_exits_in_silence_with_pages_out(where: str) -> None:
             pool, *held = make(); pool.close()
             pool, *more = make(); pool.close()
     """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

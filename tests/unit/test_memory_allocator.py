@@ -110,9 +110,7 @@ def test_ends_at_the_limit(kind: MemoryKind) -> None:
     assert allocator.grow()
 
 
-def test_a_system_without_memory_is_no_crash(
-    allocator: PageAllocator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_system_without_memory_is_no_crash(allocator: PageAllocator, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: SlabSource, index: int, nid: int = NUMA_NO_NODE) -> None:
         raise MemoryKindError(errno.ENOMEM, MemoryKind.ANONYMOUS)
 
@@ -227,9 +225,7 @@ def test_a_slab_under_a_view_stays(allocator: PageAllocator) -> None:
     assert len(allocator.view()) == 0
 
 
-def test_a_slab_that_will_not_be_unmapped_stays(
-    allocator: PageAllocator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slab_that_will_not_be_unmapped_stays(allocator: PageAllocator, monkeypatch: pytest.MonkeyPatch) -> None:
     class StubbornArena:
         def __init__(self, arena: object) -> None:
             self._arena = arena
@@ -248,9 +244,7 @@ def test_a_slab_that_will_not_be_unmapped_stays(
     assert allocator.shrink() == SLAB_SIZE
 
 
-def test_a_slab_that_cannot_be_decommitted_stays(
-    allocator: PageAllocator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slab_that_cannot_be_decommitted_stays(allocator: PageAllocator, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: SlabSource, index: int, slab: object) -> None:
         raise OSError(errno.ENOMEM, "vm.max_map_count")
 

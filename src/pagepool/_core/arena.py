@@ -37,7 +37,7 @@ class Arena:
 
     Notes
     -----
-    Context: every method may be called from any thread; one lock, held for some dozen instructions, never across Python.
+    Context: every method may be called from any thread; one lock, held for some dozen instructions, never over Python.
     """
 
     def __cinit__(self, base_vaddr: uint64_t, nr_slabs: uint32_t):
@@ -378,7 +378,7 @@ class Arena:
                     at = self._free_list[node][order]
                     while at != NO_PAGE:
                         page = self.pages[at]
-                        assert pg_state(page.word) == PG_BUDDY and page.order == order and page.nid == node, (
+                        assert (pg_state(page.word), page.order, page.nid) == (PG_BUDDY, order, node), (
                             f"page {at}: on the free list of node {node} order {order}, but its record disagrees"
                         )
                         if order < SLAB_ORDER:

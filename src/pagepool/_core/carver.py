@@ -175,7 +175,9 @@ class Carver(Tiers):
     def handle_put(self, page, dma_sync_size, allow_direct):
         id: uint32_t = page.id
         if pp_likely(
-            self.put_thread == pp_thread_id() and page.kind == KIND_HOLDER and page.home == cython.cast(cython.pointer[PyObject], self)
+            self.put_thread == pp_thread_id()
+            and page.kind == KIND_HOLDER
+            and page.home == cython.cast(cython.pointer[PyObject], self)
             and self.pages[id].generation == page.generation
         ):
             with cython.critical_section(self):

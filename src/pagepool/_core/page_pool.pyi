@@ -5,14 +5,12 @@ from types import TracebackType
 from typing import Any, Self, overload
 
 from pagepool._core.arena import Arena
-from pagepool._core.carver import Carver
+from pagepool._core.bulk import Bulk
 from pagepool._core.page import Page
 from pagepool._core.params import DmaDir, PagePoolParams
 from pagepool._core.stats import Holder, PoolStats
 
-NOGIL_PAGES: int
-
-class PagePool(Carver):
+class PagePool(Bulk):
     arena: Arena
     object_bytes: int
     params: PagePoolParams

@@ -62,7 +62,8 @@ class PagePoolParams:
     order : int
         log2 of the pages in one object, 0 to 9 (4 KiB to 2 MiB).
     pool_size : int
-        Entries of the ptr_ring; 0 means 1024, more than 16384 is clamped. It does not bound the pages outstanding: `limit` does.
+        Entries of the ptr_ring; 0 means 1024, more than 16384 is clamped. It does not bound the pages outstanding:
+        `limit` does.
     nid : int
         Preferred NUMA node, or ``NUMA_NO_NODE`` for the node of the thread that refills.
     dev : DmaDevice or None
@@ -129,7 +130,7 @@ class PagePoolParams:
             raise ValueError(f"nid {self.nid} is no node: 0 to {MAX_NID}, or NUMA_NO_NODE (-1)")
         object_bytes = PAGE_SIZE << self.order
         if self.max_len < 0 or self.offset < 0 or self.offset + self.max_len > object_bytes:
-            raise ValueError(f"offset {self.offset} + max_len {self.max_len} do not fit an object of {object_bytes} bytes")
+            raise ValueError(f"offset {self.offset} + max_len {self.max_len} do not fit {object_bytes} bytes")
         try:
             dma_dir = DmaDir(self.dma_dir)
         except ValueError:

@@ -45,7 +45,6 @@ from cython.cimports.pagepool._core.atomic import (
     pp_add64,
     pp_cas64,
     pp_likely,
-    pp_load32,
     pp_load64,
     pp_lock,
     pp_store32_release,
@@ -171,7 +170,7 @@ class Tiers(Home):
         stop: cython.bint = False
         refused: object = None
         n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_THIS_NODE, fresh)
-        while n == 0 and self.arena.grow is not None and self.arena.grow(self.order, nid):
+        while n == 0 and self.arena.grow is not None and self.arena.grow(self.order, self.nid):
             n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_THIS_NODE, fresh)
             if n == 0:  # it grew on another node, or another pool was faster
                 n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_ANY_NODE, fresh)
@@ -248,9 +247,9 @@ class Tiers(Home):
             self.pages[id].dma_addr = self.dev.map(vaddr, self.object_bytes, self.dma_dir_obj)
             pp_add64(cython.address(self.page_maps), 1)
             flags |= PG_MAPPED
-            pp_store64(cython.address(self.pages[id].word), pg_word(PG_FRESH, self.slot, flags))
         elif self.map_mode != NO_MAP:
             self.dma_map.ensure(id >> 9)
+        pp_store64(cython.address(self.pages[id].word), pg_word(PG_FRESH, self.slot, flags))
         if self.sync:
             try:
                 self.sync_for_device(id, -1)
@@ -363,7 +362,7 @@ class Tiers(Home):
         return done
 
     def cache_run(self, ids, n):
-        # As many leading plain pages as the cache has room for. A function of its own keeps its few values in registers.
+        # As many leading plain pages as the cache has room for. A function of its own: its values stay in registers.
         i: uint32_t = 0
         id: uint32_t
         at: uint32_t = self.cache_n
@@ -465,7 +464,6 @@ class Tiers(Home):
         ring: PtrRing = self.ring
         ringed: cython.bint = False
         closed: cython.bint
-        plain: uint64_t
         if word & PG_HANDLE:
             self.pages[id].generation += 1
         if not self.open:

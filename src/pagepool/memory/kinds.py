@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from enum import StrEnum
+from typing import NoReturn
 
 from pagepool.errors import DeviceError
 from pagepool.memory import huge_pages
@@ -35,6 +36,10 @@ class MemoryKind(StrEnum):
     HUGETLB = "hugetlb"
     MEMFD = "memfd"
     MEMFD_HUGETLB = "memfd_hugetlb"
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"there is no memory kind {value!r}; kinds: {', '.join(cls)}")
 
     @property
     def is_shared(self) -> bool:
@@ -103,13 +108,9 @@ def hint(kind: MemoryKind, number: int) -> str:
             "(`sysctl vm.nr_hugepages=N`, one per 2 MiB), on the right NUMA node"
         )
     if kind is MemoryKind.THP and huge_pages.thp_setting() == "never":
-        return (
-            "transparent huge pages are off: write `madvise` to /sys/kernel/mm/transparent_hugepage/enabled"
-        )
+        return "transparent huge pages are off: write `madvise` to /sys/kernel/mm/transparent_hugepage/enabled"
     if kind is MemoryKind.THP:
         return "no free run of 2 MiB: memory is fragmented (write 1 to vm.compact_memory), or limited"
     if number == errno.ENOSPC:
         return "the memory file is at a limit of shared memory (cgroup, or the size of the kernel's tmpfs)"
-    return (
-        "memory is limited: see the cgroup's memory.max, `ulimit -v`, vm.overcommit_memory, vm.max_map_count"
-    )
+    return "memory is limited: see the cgroup's memory.max, `ulimit -v`, vm.overcommit_memory, vm.max_map_count"

@@ -148,7 +148,9 @@ class PageAllocator:
         with self._lock:
             if self._grown != seen:
                 return True  # another thread was here while we waited for the lock
-            if not self._may_grow():
+            if self.closed or self._fixed or self._inherited:
+                return False
+            if len(self._slabs) >= self._limit_slabs:
                 self._grow_failures += 1
                 return False
             try:
@@ -158,10 +160,6 @@ class PageAllocator:
                 self.last_error = error
                 return False
             return True
-
-    def _may_grow(self) -> bool:
-        stopped = self.closed or self._fixed or self._inherited
-        return not stopped and len(self._slabs) < self._limit_slabs
 
     def _commit_next(self, nid: int) -> None:
         index, slab = self._slabs.commit(nid)
@@ -223,8 +221,7 @@ class PageAllocator:
             `close` will give back what has come home since.
         """
         with self._lock:
-            self.closed = True
-            self.arena.grow = None
+            self.closed = True  # the arena may go on calling `grow`: it says no from now on
             self.shrink()
             if self._slabs.source.file is not None:
                 self._slabs.source.file.close()
@@ -242,9 +239,7 @@ class PageAllocator:
         """Take a new lock; over shared memory, stop growing and shrinking."""
         # The lock may have been held by a thread that the child does not have.
         self._lock = threading.RLock()
-        if self.kind.is_shared:
-            self.arena.grow = None
-            self._inherited = True
+        self._inherited = self.kind.is_shared
 
     # -- the memory ------------------------------------------------------------------------------------------
 
@@ -265,11 +260,10 @@ class PageAllocator:
 
     @property
     def fd(self) -> int | None:
-        """File descriptor of the memory file, for other processes; ``None`` for private kinds and after
-        `close`.
+        """File descriptor of the memory file; ``None`` for private kinds and after `close`.
 
-        Byte ``id << 12`` of the file is page `id`. The allocator owns the descriptor: duplicate it to keep
-        it.
+        For other processes: byte ``id << 12`` of the file is page `id`. The allocator owns the descriptor:
+        duplicate it to keep it.
         """
         file = self._slabs.source.file
         return None if file is None or file.closed else file.fd

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: MIT
+from pagepool._core.control import Control
+
+class Bulk(Control): ...

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: MIT
+from pagepool._core.ledger import Ledger
+
+class Control(Ledger): ...

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: MIT
+from pagepool._core.carver import Carver
+
+class Ledger(Carver): ...

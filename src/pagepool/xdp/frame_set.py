@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""The frames of one poll as arrays: where they are, how long, and what is in them.
+
+The reading half of a batch; it knows nothing of verdicts. Invariant: nothing here reads or writes outside the
+pages in `ids`, and nothing at all once the pages have found their next owner.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pagepool.errors import PagePoolError
+from pagepool.xdp.driver import U32Array, U64Array, XdpDriver
+from pagepool.xdp.headers import Headers
+
+__all__ = ["DeadBatchError", "FrameSet"]
+
+_MIN_FRAME_BYTES = 14  # an Ethernet header: the kernel's bound for bpf_xdp_adjust_head and _tail
+_ALL = slice(None)
+
+
+class DeadBatchError(PagePoolError):
+    """A batch was used after it was completed: its pages are already used for something else."""
+
+
+class FrameSet:
+    """Pages that hold frames, and the verbs that need no verdict.
+
+    Parameters
+    ----------
+    driver : XdpDriver
+        The queue; its `memory` is where the pages are.
+    ids : (n,) uint32
+        Page of each frame; the array is made read-only.
+    lengths : (n,) uint32
+        Bytes of each frame.
+    offsets : int or (n,) uint32
+        Bytes from the first byte of a page to the frame's; an int where all are the same, which is faster.
+
+    Context: one thread, the queue's owner.
+    """
+
+    __slots__ = ("_done", "_driver", "_offset", "_offsets", "ids", "lengths")
+
+    def __init__(self, driver: XdpDriver, ids: U32Array, lengths: U32Array, offsets: int | U32Array) -> None:
+        self._done = True  # until the pages are owned, the death of this object must not put them
+        ids.setflags(write=False)
+        self._driver = driver
+        self.ids = ids
+        self.lengths = lengths
+        if type(offsets) is int:
+            self._offset: int = offsets
+            self._offsets: U32Array | None = None
+        else:
+            self._offset = 0
+            self._offsets = np.asarray(offsets, np.uint32)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def driver(self) -> XdpDriver:
+        """XdpDriver : the queue it came from."""
+        return self._driver
+
+    @property
+    def completed(self) -> bool:
+        """bool : whether the verdicts have been carried out."""
+        return self._done
+
+    @property
+    def offsets(self) -> U32Array:
+        """(n,) uint32 : bytes from the first byte of each page to its frame; change it by `adjust_head`."""
+        if self._offsets is None:
+            self._offsets = np.full(len(self.ids), self._offset, np.uint32)
+        return self._offsets
+
+    @property
+    def dma_addr(self) -> U64Array:
+        """(n,) uint64 : where the device finds each frame's first byte; a new array.
+
+        Raises
+        ------
+        NotMappedError
+            The pool maps nothing.
+        """
+        self.check_alive()
+        out = np.empty(len(self.ids), np.uint64)
+        self._driver.pool.dma_addrs(self.ids, out)
+        out += np.uint64(self._offset) if self._offsets is None else self._offsets
+        return out
+
+    def headers(self, n_bytes: int, at: int = 0) -> Headers:
+        """Return a window into every frame.
+
+        Parameters
+        ----------
+        n_bytes : int
+            Bytes of the window, at least 1. It may exceed a frame's length but not its page.
+        at : int
+            Bytes from the frame's first byte to the window.
+
+        Raises
+        ------
+        ValueError
+            If the window leaves the page of any frame.
+        """
+        self.check_alive()
+        return Headers(self, self._driver.memory, self._offset, self._offsets, n_bytes, at)
+
+    def frame(self, i: int) -> memoryview:
+        """Return frame `i` as a writable ``(length,) uint8`` memoryview of its page.
+
+        It does not hold the page: it is right until the batch is completed, and afterwards still safe to
+        touch, but shows what the page is used for next. To hold the page take ``batch.keep(i)``.
+        """
+        self.check_alive()
+        length = int(self.lengths[i])
+        offset = self._offset if self._offsets is None else int(self._offsets[i])
+        if offset + length > self._driver.memory.page_bytes:
+            raise ValueError(f"frame {i}: {length} bytes at offset {offset} do not lie in its page")
+        return self._driver.memory.frame(int(self.ids[i]), offset, length).data
+
+    def adjust_head(self, delta: int, mask: Any = None) -> None:
+        """Move the start of frames, as ``bpf_xdp_adjust_head``: negative grows into the headroom.
+
+        Parameters
+        ----------
+        delta : int
+            Bytes; the new headroom's content is whatever the page holds.
+
+        Raises
+        ------
+        ValueError
+            If a frame would leave its page or become shorter than 14 bytes (an Ethernet header); nothing is
+            changed then.
+        """
+        self._adjust(delta, delta, mask)
+
+    def adjust_tail(self, delta: int, mask: Any = None) -> None:
+        """Move the end of frames, as ``bpf_xdp_adjust_tail``.
+
+        Negative cuts, positive shows what the page holds.
+        """
+        self._adjust(0, -delta, mask)
+
+    def check_alive(self) -> None:
+        """Raise `DeadBatchError` if the batch has been completed."""
+        if self._done:
+            raise DeadBatchError(
+                f"this batch of {len(self.ids)} frames was completed: its pages are used for others by now"
+            )
+
+    def inside_page(self) -> npt.NDArray[np.bool_] | None:
+        """Return which frames lie in their page, None for all of them (lengths and offsets are writable)."""
+        limit = self._driver.memory.page_bytes
+        if self._offsets is None and len(self.lengths) and int(np.maximum.reduce(self.lengths)) + self._offset <= limit:
+            return None
+        ends = np.add(self.lengths, self._offset if self._offsets is None else self._offsets, dtype=np.int64)
+        return None if int(ends.max(initial=0)) <= limit else ends <= limit
+
+    def _adjust(self, head: int, shrink: int, mask: Any) -> None:
+        self.check_alive()
+        rows = np.arange(len(self.ids))[_ALL if mask is None else mask]
+        lengths = self.lengths[rows].astype(np.int64) - shrink
+        offsets = self.offsets[rows].astype(np.int64) + head
+        inside = (offsets >= 0) & (offsets + lengths <= self._driver.memory.page_bytes)
+        if not (inside & (lengths >= _MIN_FRAME_BYTES)).all():
+            raise ValueError("a frame would leave its page, or keep less than an Ethernet header (14 bytes)")
+        self.lengths[rows] = lengths
+        self.offsets[rows] = offsets
