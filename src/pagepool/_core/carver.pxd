@@ -36,7 +36,7 @@ cdef class Carver(Tiers):
     cdef void bury(self, Page page) noexcept
     cdef int handle_died(self, Page page) except -1
     cdef Page new_page(self, uint32_t id, uint32_t kind, uint32_t offset, uint32_t length)
-    cdef Page take_page(self)
+    cdef Page take_page(self, bint looked)
     cdef Page carve(self, uint32_t size)
     cdef int drain_frag(self) except -1
     cdef int put_handle_slow(self, Page page, int64_t dma_sync_size, bint direct) except -1

@@ -136,13 +136,15 @@ class Carver(Tiers):
         page.exports = 0
         return page
 
-    def take_page(self):
-        # The way in when something is special (or nothing is yet): claims the pool, waits for nobody.
-        id: uint32_t
+    def take_page(self, looked):
+        # The way in when something is special (or nothing is yet): claims the pool, waits for nobody. `looked`: cache
+        # and ring have just been found empty, and that counts once.
+        id: uint32_t = NO_PAGE
         page: Page = None
         self.enter_owner()
         try:
-            id = self.get_one()
+            if not looked:
+                id = self.get_one()
             if id == NO_PAGE:
                 id = self.slow()
             if id != NO_PAGE:
@@ -231,7 +233,7 @@ class Carver(Tiers):
         if self.frag_page != NO_PAGE and self.frag_offset + size > self.object_bytes:
             self.drain_frag()
         if self.frag_page == NO_PAGE:
-            page = self.take_page()
+            page = self.take_page(False)
             if page is None:
                 return None
             # The handle's one reference becomes the bias; the handle itself is spent.

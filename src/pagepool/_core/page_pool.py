@@ -129,9 +129,11 @@ class PagePool(Bulk):
         """
         id: uint32_t
         page: Page
+        looked: cython.bint = False
         if pp_likely(self.alloc_thread == pp_thread_id() and self.alloc_sites is None):
             with cython.critical_section(self):
-                id = self.get_one() if self.alloc_thread != 0 else NO_PAGE
+                looked = self.alloc_thread != 0
+                id = self.get_one() if looked else NO_PAGE
                 if pp_likely(id != NO_PAGE):
                     pp_store64(cython.address(self.pages[id].word), self.word_lent_handle)
                     if self.cache_n < self.mark:
@@ -139,7 +141,7 @@ class PagePool(Bulk):
                     page = self.new_page(id, KIND_HOLDER, 0, self.object_bytes)
                     return page
         try:
-            return self.take_page()
+            return self.take_page(looked)
         except OSError:
             return None
 
@@ -162,9 +164,9 @@ class PagePool(Bulk):
         WrongThreadError
             The caller is not the owner.
         """
-        page = self.take_page() if self.alloc_thread != pp_thread_id() else self.dev_alloc_pages()
+        page = self.take_page(False) if self.alloc_thread != pp_thread_id() else self.dev_alloc_pages()
         if page is None:
-            page = self.take_page()  # once more, for the reason: this one raises what the device said
+            page = self.take_page(True)  # once more, for the reason: this one raises what the device said
         if page is None:
             raise MemoryError(self._why_none())
         return page

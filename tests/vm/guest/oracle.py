@@ -9,10 +9,12 @@ and must do the same: same pages, same tiers, same eleven counters. The recordin
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import platform
 import socket
+import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,19 +22,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pagepool.drivers.af_xdp.assembler import Assembler, R
+from pagepool.drivers.af_xdp.bpf_program import XdpLink, XdpProgram
 from pagepool.kernel_pools import KernelPool, kernel_pools
 from pagepool.testing.replay import Recording, Replay
+from pagepool.xdp import XdpAction
 
 from .support import host
 from .support.net import bring_up, interface_of
 from .support.plan import device
 from .support.pool_recorder import PoolRecorder, recordings
+from .support.suite import cases
 
 BOOTS = ("newest",)
 NIC = "virtio0"
 ETH_P_ALL, SO_RCVBUFFORCE = 3, 33
 BURST = 64  # frames at once: well under the ring
-QUIET_SECONDS = 0.3
+QUIET_SECONDS, LOST_SECONDS = 0.3, 5.0
+SIOCSIFADDR = 0x8916
 
 
 class Load:
@@ -74,12 +81,32 @@ class Load:
                 before = self._received()
                 host.send(NIC, count, first=first).result()
                 self._settle(lambda: self._received() >= before + count)
-                while True:
-                    try:
-                        sock.recv(2048)
-                    except BlockingIOError:
-                        break
+                _read_all(sock)
         os.sched_setaffinity(0, {0})
+
+    def delivered(self, frames: int, cpu: int) -> None:
+        """Receive frames into a UDP socket, read on another CPU: the stack sends the pages home by way of the poll."""
+        os.sched_setaffinity(0, {cpu})
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            request = struct.pack("16sHH4s8x", self.interface.encode(), socket.AF_INET, 0, bytes([10, 255, 0, 1]))
+            fcntl.ioctl(sock, SIOCSIFADDR, request)
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
+            sock.bind(("10.255.0.1", 2000))
+            sock.setblocking(False)
+            for first in range(0, frames, BURST):
+                count = min(BURST, frames - first)
+                before = self._received()
+                host.send(NIC, count, first=first).result()
+                self._settle(lambda: self._received() >= before + count)
+                _read_all(sock)
+                time.sleep(QUIET_SECONDS)  # what was put off is freed in an interrupt
+        os.sched_setaffinity(0, {0})
+
+    @contextmanager
+    def xdp(self, action: XdpAction) -> Iterator[None]:
+        """Give every frame this verdict meanwhile."""
+        with XdpProgram(verdict_code(action)) as program, XdpLink(program, socket.if_nametoindex(self.interface)):
+            yield
 
     def _received(self) -> int:
         return int(Path(f"/sys/class/net/{self.interface}/statistics/rx_packets").read_text())
@@ -87,10 +114,26 @@ class Load:
     def _settle(self, there: Callable[[], bool]) -> None:
         """Wait until nothing has come for a while."""
         last, since = -1, time.monotonic()
-        while not there() or time.monotonic() - since < QUIET_SECONDS:
+        while time.monotonic() - since < (QUIET_SECONDS if there() else LOST_SECONDS):
             if (now := self._received()) != last:
                 last, since = now, time.monotonic()
             time.sleep(0.02)
+
+
+def verdict_code(action: XdpAction) -> bytes:
+    """Return an XDP program that has the same verdict for all frames."""
+    program = Assembler()
+    program.alu(R.R0, "=", int(action))
+    program.exit()
+    return program.code()
+
+
+def _read_all(sock: socket.socket) -> None:
+    try:
+        while True:
+            sock.recv(2048)
+    except BlockingIOError:
+        pass
 
 
 @contextmanager
@@ -116,9 +159,14 @@ def recorded(name: str, workload: str) -> Iterator[tuple[Load, list[dict[str, An
         events = recorder.events()
     (driver / "bind").write_text(function)
     (recording,) = recordings(events)
+    made.append(published(name, workload, recording))
+
+
+def published(name: str, workload: str, recording: dict[str, Any]) -> dict[str, Any]:
+    """Complete a recording, and print it for the host to keep."""
     recording = {"kernel": platform.release(), "workload": workload, **recording}
-    made.append(recording)
     print("RECORDING", name, base64.b64encode(zlib.compress(json.dumps(recording).encode())).decode())
+    return recording
 
 
 def compare(recording: dict[str, Any]) -> None:
@@ -170,3 +218,40 @@ def test_wrong_node_is_waived() -> None:
         load.mark("on node 1")
     compare(made[0])
     assert made[0]["calls"][-2]["stats"]["alloc-waive"] > 0
+
+
+def test_delivered_to_udp() -> None:
+    with recorded("virtio_udp", "frames delivered to a UDP socket that is read on another CPU") as (load, made):
+        load.delivered(256, cpu=1)
+        load.dropped(1)  # the poll before it frees what was put off
+        load.mark("end")
+    compare(made[0])
+
+
+def test_dropped_by_xdp() -> None:
+    with recorded("virtio_xdp_drop", "XDP_DROP of every frame") as (load, made):
+        with load.xdp(XdpAction.DROP):
+            load.dropped(640)
+            load.mark("under XDP")
+        load.dropped(64)
+        load.mark("after XDP")
+    compare(made[0])
+
+
+@cases("drop-64", "drop-10", "drop-256", "pass-64", "pass-256", "pass-100")
+def test_live_frames(case: str) -> None:
+    """The kernel's own generator of XDP frames has a pool for each run, with a ring as long as its batch."""
+    verdict, _, batch_size = case.partition("-")
+    nic = device(NIC)
+    interface = interface_of(nic.mac)
+    bring_up(interface)
+    os.sched_setaffinity(0, {0})
+    program = XdpProgram(verdict_code(XdpAction[verdict.upper()]))
+    with PoolRecorder() as recorder:
+        program.run_live(bytes(60), 1000, ifindex=socket.if_nametoindex(interface), batch_size=int(batch_size))
+        time.sleep(QUIET_SECONDS)
+        events = recorder.events()
+    program.close()
+    (recording,) = recordings(events)
+    workload = f"BPF_PROG_RUN of 1000 live frames, XDP_{verdict.upper()}, {batch_size} a batch"
+    compare(published(f"live_{verdict}_{batch_size}", workload, recording))

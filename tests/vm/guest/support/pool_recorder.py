@@ -173,7 +173,9 @@ def recordings(events: list[Event]) -> list[dict[str, Any]]:
                 raise RuntimeError(f"{event.name} returned from {entry.name} at {event.order}")
             outer = open_calls[event.cpu][-1] if open_calls[event.cpu] else None
             carving = outer is not None and outer.name == "frag_in" and outer.values["pool"] == values.get("pool")
-            if not carving and values.get("pool") in pools:
+            if event.name == "bulk":
+                _take_bulk(pools, entry, event)
+            elif not carving and values["pool"] in pools:
                 _take(pools[values["pool"]], entry, event)
         elif values.get("pool") in pools:
             _other(pools, event)
@@ -202,6 +204,14 @@ def _take(pool: _Pool, entry: Event, event: Event) -> None:
     pool.calls.append(call)
 
 
+def _take_bulk(pools: dict[int, _Pool], entry: Event, event: Event) -> None:
+    """Add one bulk to each pool whose pages are in it; what is seen of the pool comes with its next call."""
+    for pool in pools.values():
+        pages = [pool.numbers[netmem] for netmem in entry.values["data"][: entry.values["count"]] if netmem in pool.numbers]
+        if pages:
+            pool.calls.append({"call": "bulk", "cpu": event.cpu, "pages": pages})
+
+
 def _other(pools: dict[int, _Pool], event: Event) -> None:
     """A tracepoint, or the end of a pool."""
     pool, values = pools[event.values["pool"]], event.values
@@ -210,7 +220,7 @@ def _other(pools: dict[int, _Pool], event: Event) -> None:
     elif event.name == "destroy_in" and values["users"] == 1:  # else an XDP registration gives its reference back
         _close_frag(pool, event)
         pool.calls.append({"call": "destroy", "back": _back(event), "seen": {}})
-    elif event.name == "end" and values["inflight"] == 0:
+    elif event.name == "end":
         seen = {"release_cnt": values["release"], "hold_cnt": values["hold"], "in_cache": 0, "producer": 0, "consumer": 0}
         pool.calls[-1]["seen"] = _changes(pool, {**pool.last, **seen})
         del pools[values["pool"]]
@@ -241,7 +251,7 @@ def _values(text: str) -> Iterator[tuple[str, Any]]:
         if value.startswith("{"):
             yield name, [int(item, 0) for item in value[1:-1].split(",")]
         else:
-            yield name, int(value, 0) if value[:2] != "(f" else 0
+            yield name, int(value, 0) if value != "(fault)" else -1
 
 
 def _define(text: str) -> None:
