@@ -55,7 +55,7 @@ class Recording:
     params : dict
         ``order``, ``pool_size`` (entries) and ``nid`` as the driver gave them.
     calls : list of dict
-        ``call`` (``alloc frag put bulk mark destroy``), its inputs and results, and under ``seen`` the figures of
+        ``call`` (``alloc frag put mark destroy``), its inputs and results, and under ``seen`` the figures of
         `SEEN` that changed, by how much.
     """
 
@@ -194,10 +194,6 @@ class Replay:
             self._elsewhere.submit(self._pool.put_page, last).result()
         del keeper
         return {}
-
-    def _bulk(self, call: dict[str, Any]) -> dict[str, Any]:
-        ids = [self._whole.pop(serial).id for serial in call["pages"]]
-        raise NotImplementedError(ids)
 
     def _mark(self, call: dict[str, Any]) -> dict[str, Any]:
         ours = self._pool.stats().kernel() | {"inflight": self._pool.inflight}

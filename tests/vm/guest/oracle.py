@@ -173,7 +173,7 @@ def compare(recording: dict[str, Any]) -> None:
     """Replay, and print both sides of every mark."""
     replay = Replay(Recording(**recording), pin=True)
     calls = recording["calls"]
-    kinds = {kind: sum(call["call"] == kind for call in calls) for kind in ("alloc", "frag", "put", "bulk", "mark")}
+    kinds = {kind: sum(call["call"] == kind for call in calls) for kind in ("alloc", "frag", "put", "mark")}
     print("params", recording["params"], "calls", kinds)
     try:
         replay.run()

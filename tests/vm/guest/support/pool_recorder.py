@@ -16,7 +16,6 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +50,7 @@ PROBES = [
     f"put_in page_pool_put_unrefed_netmem pool=pool netmem=netmem refs=+{REFCOUNT_OFFSET}($arg2):s32 "
     "direct=allow_direct:u8 list_owner=pool->p.napi->list_owner cpuid=pool->cpuid",
     f"put page_pool_put_unrefed_netmem%return pool=pool {_SEEN}",
-    "bulk_in page_pool_put_netmem_bulk data=+0($arg1):x64[16] count=count",
-    "bulk page_pool_put_netmem_bulk%return count=count",
+    "bulk page_pool_put_netmem_bulk count=count",
     "nid page_pool_update_nid pool=pool new=new_nid",
 ]
 TRACEPOINTS = [
@@ -61,7 +59,7 @@ TRACEPOINTS = [
     "end page_pool.page_pool_release pool=$pool inflight=$inflight hold=$hold release=$release",
 ]
 _LINE = re.compile(r"^.*-\d+\s+\[(\d+)\]\s+(\S{5})\s+(\d+): (\w+): (.*)$")
-_VALUE = re.compile(r"(\w+)=(\{[^}]*\}|\S+)")
+_VALUE = re.compile(r"(\w+)=(\S+)")
 
 
 @dataclass
@@ -117,13 +115,6 @@ class PoolRecorder:
         """Note what netlink says of the pool's counters at this point; nothing may be under way."""
         (TRACING / "trace_marker").write_text(json.dumps({"name": name, "stats": stats}))
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stop recording for a while."""
-        (TRACING / "tracing_on").write_text("0")
-        yield
-        (TRACING / "tracing_on").write_text("1")
-
     def events(self) -> list[Event]:
         """Return the trace so far.
 
@@ -167,16 +158,16 @@ def recordings(events: list[Event]) -> list[dict[str, Any]]:
             done.append(pools[values["pool"]])
         elif event.name.endswith("_in") and event.name != "destroy_in":
             open_calls[event.cpu].append(event)
-        elif event.name in ("alloc", "frag", "put", "bulk"):
+        elif event.name in ("alloc", "frag", "put"):
             entry = open_calls[event.cpu].pop()
             if entry.name != event.name + "_in":
                 raise RuntimeError(f"{event.name} returned from {entry.name} at {event.order}")
             outer = open_calls[event.cpu][-1] if open_calls[event.cpu] else None
             carving = outer is not None and outer.name == "frag_in" and outer.values["pool"] == values.get("pool")
-            if event.name == "bulk":
-                _take_bulk(pools, entry, event)
-            elif not carving and values["pool"] in pools:
+            if not carving and values["pool"] in pools:
                 _take(pools[values["pool"]], entry, event)
+        elif event.name in ("bulk", "nid"):
+            raise RuntimeError(f"{event.name} at {event.order}: no driver here made this call when the recorder was written")
         elif values.get("pool") in pools:
             _other(pools, event)
     return [{"params": pool.params, "calls": pool.calls} for pool in done]
@@ -202,14 +193,6 @@ def _take(pool: _Pool, entry: Event, event: Event) -> None:
         call |= {"page": pool.numbers[values["netmem"]], "direct": int(values["direct"] or local), "refs": values["refs"]}
     call["seen"] = _changes(pool, event.values)
     pool.calls.append(call)
-
-
-def _take_bulk(pools: dict[int, _Pool], entry: Event, event: Event) -> None:
-    """Add one bulk to each pool whose pages are in it; what is seen of the pool comes with its next call."""
-    for pool in pools.values():
-        pages = [pool.numbers[netmem] for netmem in entry.values["data"][: entry.values["count"]] if netmem in pool.numbers]
-        if pages:
-            pool.calls.append({"call": "bulk", "cpu": event.cpu, "pages": pages})
 
 
 def _other(pools: dict[int, _Pool], event: Event) -> None:
@@ -248,10 +231,7 @@ def _changes(pool: _Pool, values: dict[str, int]) -> dict[str, int]:
 
 def _values(text: str) -> Iterator[tuple[str, Any]]:
     for name, value in _VALUE.findall(text):
-        if value.startswith("{"):
-            yield name, [int(item, 0) for item in value[1:-1].split(",")]
-        else:
-            yield name, int(value, 0) if value != "(fault)" else -1
+        yield name, int(value, 0) if value != "(fault)" else -1
 
 
 def _define(text: str) -> None:
