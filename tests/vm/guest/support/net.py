@@ -16,15 +16,15 @@ LINK_SECONDS = 60
 
 
 def interface_of(mac: str) -> str:
-    """Return the name of the interface with this Ethernet address; its device must be with its kernel driver."""
+    """Return the name of the interface with this Ethernet address; its kernel driver must have the device."""
     return next(f.parent.name for f in INTERFACES.glob("*/address") if f.read_text().strip() == mac)
 
 
 def bring_up(interface: str) -> None:
     """Bring the interface up and wait until the kernel really sends on it.
 
-    A driver reports its carrier some time after the interface is up, and until the kernel has seen to that it drops
-    what is sent without a word.
+    A driver reports its carrier some time after the interface is up, and until the kernel has seen to that it
+    drops what is sent without a word.
 
     Raises
     ------
@@ -50,4 +50,6 @@ def _set_up(interface: str, *, up: bool) -> None:
         request = bytearray(IFREQ_FLAGS.pack(interface.encode(), 0))
         fcntl.ioctl(control, SIOCGIFFLAGS, request)
         flags = IFREQ_FLAGS.unpack(request)[1] & ~IFF_UP
-        fcntl.ioctl(control, SIOCSIFFLAGS, IFREQ_FLAGS.pack(interface.encode(), flags | (IFF_UP if up else 0)))
+        fcntl.ioctl(
+            control, SIOCSIFFLAGS, IFREQ_FLAGS.pack(interface.encode(), flags | (IFF_UP if up else 0))
+        )
