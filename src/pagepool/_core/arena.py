@@ -327,7 +327,7 @@ class Arena:
         # NUMA_NO_NODE is "where I run". With one node there is nothing to ask the kernel.
         if nid >= 0:
             return nid
-        if self._nodes_seen <= 1:
+        if self._nodes_seen <= 1 and not self.follow_cpu:
             return self._first_nid if self._first_nid >= 0 else 0
         return pp_current_node()
 

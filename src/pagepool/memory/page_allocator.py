@@ -122,6 +122,8 @@ class PageAllocator:
 
         self.arena.keep_alive = self._reservation
         self.arena.reserve_pages = reserve_pages
+        # Memory that may be anywhere is looked for where the pool runs, and pages from elsewhere are let go.
+        self.arena.follow_cpu = not commit and self.nid == NUMA_NO_NODE and len(numa.nodes()) > 1
         try:
             for _ in range(self._reservation.nr_slabs if commit else 1):
                 self._commit_next(self.nid)
