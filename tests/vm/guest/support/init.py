@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""The guest's first process: mounts, loads modules, runs the suites one after another, and powers off.
+
+What it says goes to the second serial line, which nothing else writes to: the kernel's messages have the
+first, and cannot land in the middle of a result.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import termios
+import time
+import traceback
+from pathlib import Path
+
+from .plan import Plan, plan
+
+RESULTS_LINE = "/dev/ttyS1"
+MODULES_FOLDER = Path("/rig/modules")
+CURRENT_TEST = Path("/tmp/current-test")
+SYS_FINIT_MODULE = 313
+LINUX_REBOOT_CMD_POWER_OFF = 0x4321FEDC
+MOUNTS = [
+    ("proc", "/proc"),
+    ("sysfs", "/sys"),
+    ("devtmpfs", "/dev"),
+    ("tmpfs", "/tmp"),
+    ("tmpfs", "/dev/shm"),
+    ("debugfs", "/sys/kernel/debug"),
+    ("tracefs", "/sys/kernel/tracing"),
+    ("bpf", "/sys/fs/bpf"),
+]
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    """Be the first process: never returns, and powers the machine off whatever happens."""
+    try:
+        for kind, target in MOUNTS:
+            _mount(kind, target)
+        _open_results_line()
+        load_modules(plan())
+        facts = {
+            "kernel": platform.release(),
+            "python": platform.python_version(),
+            "seconds": round(time.clock_gettime(time.CLOCK_BOOTTIME), 2),
+        }
+        print("BOOT", json.dumps(facts), flush=True)
+        failures = sum(run_suite(suite, names) for suite, names in plan().suites)
+        print(f"DONE rc={min(failures, 127)}", flush=True)
+        termios.tcdrain(1)
+    except BaseException:
+        Path("/dev/console").write_text(traceback.format_exc())
+    os.sync()
+    libc.reboot(LINUX_REBOOT_CMD_POWER_OFF)
+
+
+def load_modules(wanted: Plan) -> None:
+    """Load the kernel modules of the image, in the order the host found."""
+    for name in (MODULES_FOLDER / "order").read_text().split():
+        fd = os.open(MODULES_FOLDER / f"{name}.ko", os.O_RDONLY)
+        parameters = wanted.module_parameters.get(name, "")
+        if libc.syscall(SYS_FINIT_MODULE, fd, parameters.encode(), 0):
+            print(f"module {name}: {os.strerror(ctypes.get_errno())}", flush=True)
+        os.close(fd)
+
+
+def run_suite(suite: str, names: list[str]) -> int:
+    """Run a suite in a process of its own, go on after a test that kills it; return how many failed."""
+    print(f"\nSUITE {suite}", flush=True)
+    failures, left = 0, names
+    while left:
+        CURRENT_TEST.write_text("")
+        pid = os.fork()
+        if pid == 0:
+            interpreter = f"/usr/bin/python3.{platform.python_version_tuple()[1]}"
+            environment = {
+                "PATH": "/usr/bin:/usr/sbin",
+                "HOME": "/root",
+                "PYTHONPATH": "/rig:/site",
+                "LC_ALL": "C.UTF-8",
+            }
+            os.execve(
+                interpreter, [interpreter, "-u", "-m", "vm.guest.support.runner", suite, *left], environment
+            )
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        current = CURRENT_TEST.read_text()
+        if not current:  # ended by itself; its exit status is the number of failures
+            return failures + abs(code)
+        print(f"\nFAIL {current}: its process ended with {_exit_text(code)}", flush=True)
+        failures += 1
+        left = left[left.index(current) + 1 :]
+    return failures
+
+
+def _exit_text(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit status {code}"
+
+
+def _mount(kind: str, target: str) -> None:
+    os.makedirs(target, exist_ok=True)
+    if libc.mount(kind.encode(), target.encode(), kind.encode(), 0, None):
+        print(f"mount {target}: {os.strerror(ctypes.get_errno())}", flush=True)
+
+
+def _open_results_line() -> None:
+    """Make the second serial line standard output and error: raw, no echo, since the host answers on it."""
+    fd = os.open(RESULTS_LINE, os.O_RDWR | os.O_NOCTTY)
+    attributes = termios.tcgetattr(fd)
+    attributes[0] = attributes[1] = attributes[3] = 0  # input, output and local modes: no translation at all
+    termios.tcsetattr(fd, termios.TCSANOW, attributes)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""One boot from end to end: packages, image, QEMU, results."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..guest.support.plan import DevicePlan, Plan
+from . import image, qemu
+from .boots import MODULES, Boot
+from .devices import DEVICES, DISK_BYTES, NICS, SHARED_MEMORY_BYTES
+from .discovery import GuestTest
+from .frames import FramePort
+from .hostcalls import HostCalls
+from .kernel import Kernel
+from .packages import GUEST_LIBC, PYTHONS, QEMU, PackageCache, default_cache
+from .results import Results
+from .serial import Machine
+from .wheel import Builder, find_builder, installed_pagepool
+
+LAST_WORDS_LINES = 25
+
+
+@dataclass(frozen=True)
+class BootReport:
+    """What came of one boot.
+
+    Parameters
+    ----------
+    results : Results
+        One outcome for each test that ended.
+    ended : str
+        How the machine ended.
+    last_words : str
+        Last of the kernel's messages, from the panic on if there was one.
+    seconds : float
+        From the start of QEMU to its end.
+    """
+
+    boot: Boot
+    results: Results
+    ended: str
+    last_words: str
+    seconds: float
+
+    def summary(self) -> str:
+        """Return one line about the boot."""
+        facts, name = self.results.boot, self.boot.name
+        if not facts:
+            return f"{name}: the guest said nothing in {self.seconds:.1f} s ({self.ended})"
+        up = f"Linux {facts['kernel']}, Python {facts['python']} up at {facts['seconds']} s"
+        return f"{name}: {up}, {len(self.results.outcomes)} results, {self.seconds:.1f} s ({self.ended})"
+
+
+class Rig:
+    """The pieces that all boots share; making one downloads nothing.
+
+    Parameters
+    ----------
+    cache : Path
+        See `packages.PackageCache`; ``None`` is the default one.
+    limit_seconds : float
+        For one boot; ``None`` takes ``PAGEPOOL_VM_SECONDS`` or 300.
+
+    Raises
+    ------
+    Unavailable
+        From `run`, and from the constructor: this machine cannot run the rig.
+    """
+
+    def __init__(self, cache: Path | None = None, limit_seconds: float | None = None) -> None:
+        self.folder = (cache or default_cache()).resolve()
+        self.packages = PackageCache(self.folder, refresh=os.environ.get("PAGEPOOL_VM_REFRESH", "") == "1")
+        self.limit_seconds = limit_seconds or float(os.environ.get("PAGEPOOL_VM_SECONDS", "300"))
+        self.builder: Builder = find_builder()
+
+    def run(
+        self, boot: Boot, tests: list[GuestTest], echo: Callable[[str], None] = lambda line: None
+    ) -> BootReport:
+        """Boot the machine, run ``tests`` in it, and return what it said.
+
+        Parameters
+        ----------
+        echo : callable
+            Gets every line of the guest as it comes.
+        """
+        run_folder = self.folder / "runs" / boot.name
+        run_folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another run with this cache goes first
+            return self._run(boot, tests, run_folder, echo)
+
+    def _run(
+        self, boot: Boot, tests: list[GuestTest], run_folder: Path, echo: Callable[[str], None]
+    ) -> BootReport:
+        tools = self.packages.tree(QEMU)
+        kernel = Kernel(self.packages.tree(boot.kernel), tools)
+        pagepool = installed_pagepool(self.folder, self.builder)
+        trees = [self.packages.tree(GUEST_LIBC), self.packages.tree(PYTHONS[self.builder.version])]
+        base = image.userland(self.folder, trees, self.builder)
+        plan = self._plan(boot, kernel, tests, pagepool is not None)
+        rest = image.payload(run_folder, kernel, MODULES, pagepool, plan, self.builder)
+        initrd = image.concatenate([base, rest], run_folder / "initrd.cpio")
+        shared = Path(f"/dev/shm/pagepool-vm-{secrets.token_hex(6)}")
+        files = qemu.Files(run_folder, kernel.vmlinux(self.folder), initrd, shared)
+        try:
+            return self._boot(tools, boot, files, echo)
+        finally:
+            shared.unlink(missing_ok=True)
+
+    def _boot(self, tools: Path, boot: Boot, files: qemu.Files, echo: Callable[[str], None]) -> BootReport:
+        for path in (files.console, files.trace):
+            path.unlink(missing_ok=True)
+        for path, size_bytes in ((files.disk, DISK_BYTES), (files.shared, SHARED_MEMORY_BYTES)):
+            with path.open("wb") as file:
+                file.truncate(size_bytes)
+        ports = {nic.name: FramePort(nic.mac) for nic in NICS}
+        fds = {name: port.fileno_for_qemu() for name, port in ports.items()}
+        calls = HostCalls(ports, files.trace, boot.fault_event, files.shared)
+        results = Results()
+        started = time.monotonic()
+        command = qemu.command_line(tools, boot, files, fds)
+        machine = Machine(command, list(fds.values()), files.log, self.limit_seconds)
+        try:
+            for port in ports.values():
+                port.close_qemus_end()
+            for line in machine.lines():
+                if line.startswith("HOST "):
+                    calls.answer(line.removeprefix("HOST "), machine.answer)
+                else:
+                    results.feed(line)
+                    echo(line)
+        finally:
+            machine.ended = machine.ended or "interrupted"
+            machine.stop()
+            for port in ports.values():
+                port.close()
+        console = files.console.read_text(errors="replace") if files.console.exists() else ""
+        went_down = machine.ended == "powered off" and not results.done
+        ended = "went down before the suites were done" if went_down else machine.ended
+        return BootReport(boot, results, ended, _last_words(console), time.monotonic() - started)
+
+    def _plan(self, boot: Boot, kernel: Kernel, tests: list[GuestTest], pagepool: bool) -> Plan:
+        suites: dict[str, list[str]] = {}
+        for test in tests:
+            suites.setdefault(test.suite, []).append(test.name)
+        devices = [
+            DevicePlan(
+                device.name,
+                device.bdf,
+                device.vendor,
+                device.device,
+                device.nid,
+                device.mac if device.is_nic else "",
+            )
+            for device in DEVICES
+        ]
+        return Plan(
+            boot=boot.name,
+            iommu=boot.iommu,
+            kernel=kernel.release,
+            python="{}.{}".format(*self.builder.version),
+            suites=list(suites.items()),
+            devices=devices,
+            module_parameters=boot.module_parameters,
+            pagepool=pagepool,
+            test_seconds=int(self.limit_seconds / 2),
+        )
+
+
+def _last_words(console: str) -> str:
+    """Return the kernel's messages from its first complaint on, or the last `LAST_WORDS_LINES` of them."""
+    lines = console.splitlines()
+    complaints = (at for at, line in enumerate(lines) if re.search(r"BUG:|Oops|Kernel panic|Traceback", line))
+    start = next(complaints, max(len(lines) - LAST_WORDS_LINES, 0))
+    return "\n".join(lines[start : start + LAST_WORDS_LINES])

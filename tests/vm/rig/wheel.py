@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""pagepool as the guest imports it: a wheel built here by an interpreter of its version, and unpacked.
+
+The guest runs Debian's Python, so an extension fits if it was built for the same minor version and for a C
+library not newer than the guest's. ``PAGEPOOL_VM_WHEEL`` chooses: unset builds this checkout, a path takes
+that wheel, ``none`` leaves the guest without pagepool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .packages import PYTHONS
+from .unavailable import Unavailable
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+SOURCES = ("src", "CMakeLists.txt", "pyproject.toml")
+BUILD_MODULES = "scikit_build_core, cython_cmake, Cython, cmake, ninja"
+
+
+@dataclass(frozen=True)
+class Builder:
+    """An interpreter of this machine whose minor version Debian has for the guest."""
+
+    executable: str
+    version: tuple[int, int]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the interpreter and return how it ended; outputs are captured."""
+        return subprocess.run([self.executable, *arguments], capture_output=True, text=True, cwd=CHECKOUT)
+
+
+def find_builder() -> Builder:
+    """Return the running interpreter if Debian has its like, else another on the path.
+
+    Raises
+    ------
+    Unavailable
+        There is none.
+    """
+    if sys.version_info[:2] in PYTHONS and not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return Builder(sys.executable, sys.version_info[:2])
+    for version in PYTHONS:
+        found = shutil.which("python{}.{}".format(*version))
+        builder = Builder(found or "", version)
+        if found and builder.run("-c", "import pip").returncode == 0:
+            return builder
+    wanted = " or ".join("{}.{}".format(*version) for version in PYTHONS)
+    raise Unavailable(f"no Python {wanted} on this machine to build the guest's pagepool with")
+
+
+def installed_pagepool(cache: Path, builder: Builder) -> Path | None:
+    """Return a folder with pagepool's wheel unpacked, or None if it was asked to do without.
+
+    Raises
+    ------
+    RuntimeError
+        The build failed; that is a failure, not a reason to skip.
+    """
+    choice = os.environ.get("PAGEPOOL_VM_WHEEL", "")
+    if choice == "none":
+        return None
+    if choice:
+        return _unpacked(Path(choice), cache / "wheels" / _digest([Path(choice)]))
+    files = (path for name in SOURCES for path in sorted([CHECKOUT / name, *(CHECKOUT / name).rglob("*")]))
+    digest = _digest([path for path in files if path.is_file() and "__pycache__" not in path.parts])
+    target = cache / "wheels" / "cp{}{}-{}".format(*builder.version, digest)
+    return target if target.exists() else _unpacked(_build(cache, builder), target)
+
+
+def _build(cache: Path, builder: Builder) -> Path:
+    """Build this checkout's wheel; without a network if the build's requirements are installed."""
+    folder = cache / "wheels" / "new"
+    shutil.rmtree(folder, ignore_errors=True)
+    ready = builder.run("-c", f"import {BUILD_MODULES}").returncode == 0
+    isolation = ["--no-build-isolation"] if ready else []
+    checkout = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[
+        :8
+    ]  # cmake ties a build folder to its sources
+    build = "-Cbuild-dir={}/cmake-cp{}{}-{}".format(cache, *builder.version, checkout)
+    done = builder.run(
+        "-m", "pip", "wheel", "--no-deps", *isolation, build, "--wheel-dir", str(folder), str(CHECKOUT)
+    )
+    if done.returncode:
+        raise RuntimeError(
+            f"pagepool's wheel for the guest cannot be built:\n{(done.stdout + done.stderr)[-4000:]}"
+        )
+    return next(folder.glob("*.whl"))
+
+
+def _unpacked(wheel: Path, target: Path) -> Path:
+    if not target.exists():
+        partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(partial)
+        partial.rename(target)
+    return target
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(str(path).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""The rig's own tests: nothing is downloaded and nothing is booted."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .guest.support.frames import HEADER_BYTES, echo_of, make_frame
+from .rig import qemu
+from .rig.apt import Mirror, machine_mirror
+from .rig.boots import BOOTS
+from .rig.cpio import CpioWriter
+from .rig.devices import DEVICES, NICS
+from .rig.discovery import GuestTest, discover
+from .rig.frames import FramePort
+from .rig.results import Outcome, Results
+from .rig.unavailable import Unavailable
+
+OS_RELEASE = "ID=debian\nVERSION_CODENAME=bookworm\n"
+
+
+def test_results_are_read_line_by_line() -> None:
+    results = Results()
+    for line in (
+        'BOOT {"kernel": "6.1"}',
+        *("SUITE dma", "RUN map", "mapped 3 pages", "PASS map"),
+        *("RUN unmap[igb]", "Traceback", "FAIL unmap[igb]: OSError: 22", "SKIP late: no device", "RUN hang"),
+    ):
+        results.feed(line)
+    assert results.boot == {"kernel": "6.1"}
+    assert results.outcome("dma", "map", "") == Outcome("PASS", "", "mapped 3 pages")
+    assert results.outcome("dma", "unmap[igb]", "") == Outcome("FAIL", "OSError: 22", "Traceback")
+    assert results.outcome("dma", "late", "") == Outcome("SKIP", "no device")
+    assert "still running when the machine ended: panic" in results.outcome("dma", "hang", "panic").message
+    assert "no result from the guest" in results.outcome("dma", "never", "panic").message
+    assert not results.done
+
+
+def test_suites_are_found_without_importing_them(tmp_path: Path) -> None:
+    (tmp_path / "nic.py").write_text(
+        'import no_such_module\nBOOTS = ("a", "b")\ndef test_one(): ...\ndef helper(): ...\n'
+        '@cases("igb", "e1000e")\n@only_on("b")\ndef test_two(model): ...\n'
+    )
+    found = [str(test) for test in discover(["a", "b", "c"], tmp_path)]
+    assert found == ["a-nic-one", "b-nic-one", "b-nic-two[igb]", "b-nic-two[e1000e]"]
+
+
+def test_every_boot_has_the_smoke_suite() -> None:
+    tests = discover([boot.name for boot in BOOTS])
+    assert {GuestTest(boot.name, "smoke", "versions") for boot in BOOTS} <= set(tests)
+
+
+def test_archive_is_read_by_cpio(tmp_path: Path) -> None:
+    path = tmp_path / "a.cpio"
+    with CpioWriter(path) as archive:
+        archive.add_file("usr/bin/tool", b"#!", mode=0o755)
+        archive.add_file("usr/bin/tool", b"second: ignored")
+        archive.add_link("bin", "usr/bin")
+    content = path.read_bytes()
+    assert len(content) % 512 == 0
+    assert content.count(b"070701") == 5
+    assert (
+        content.index(b"usr\0")
+        < content.index(b"usr/bin\0")
+        < content.index(b"usr/bin/tool\0")
+        < content.index(b"TRAILER!!!")
+    )
+    assert b"ignored" not in content
+
+
+def test_frames_are_good_ipv4_and_differ() -> None:
+    frames = [make_frame(index, seed=3) for index in range(300)]
+    assert len({frame[HEADER_BYTES:] for frame in frames}) == 300
+    assert {len(frame) % 2 for frame in frames} == {0, 1}
+    for frame in frames:
+        words = [int.from_bytes(frame[at : at + 2], "big") for at in range(14, 34, 2)]
+        total = sum(words)
+        assert (total & 0xFFFF) + (total >> 16) == 0xFFFF
+        assert int.from_bytes(frame[16:18], "big") == len(frame) - 14
+        assert echo_of(echo_of(frame)) == frame
+
+
+def test_a_cable_carries_frames_and_counts_echoes() -> None:
+    import socket
+    import threading
+
+    port = FramePort("52:54:00:00:00:01")
+    nic = socket.socket(fileno=port.fileno_for_qemu())
+
+    def echo() -> None:
+        for index in range(50):
+            frame = nic.recv(2048)
+            nic.send(frame if index == 7 else echo_of(frame))  # one of them wrong: MACs not exchanged
+        nic.send(echo_of(make_frame(7, destination=port.destination)))
+
+    guest = threading.Thread(target=echo)
+    guest.start()
+    result = port.inject(50, window=8, seed=0, min_bytes=60, max_bytes=1514)
+    guest.join()
+    nic.detach()
+    port.close()
+    assert (result["echoed"], result["wrong"], result["lost"]) == (50, 1, 0)
+
+
+def test_mirror_in_both_formats(tmp_path: Path) -> None:
+    (tmp_path / "os-release").write_text(OS_RELEASE)
+    folder = tmp_path / "apt/sources.list.d"
+    folder.mkdir(parents=True)
+    with pytest.raises(Unavailable, match="no source for bookworm"):
+        machine_mirror(tmp_path)
+    (tmp_path / "apt/sources.list").write_text(
+        "deb [arch=amd64 signed-by=/k.gpg] http://m/debian bookworm main\n"
+    )
+    assert machine_mirror(tmp_path) == Mirror("http://m/debian", "http://m/debian-security", "/k.gpg")
+    (tmp_path / "apt/sources.list").unlink()
+    (folder / "debian.sources").write_text(
+        "Types: deb\nURIs: http://d/debian\nSuites: bookworm bookworm-updates\nSigned-By: /k.pgp\n\n"
+        "Types: deb\nURIs: http://d/sec\nSuites: bookworm-security\n"
+    )
+    assert machine_mirror(tmp_path) == Mirror("http://d/debian", "http://d/sec", "/k.pgp")
+
+
+def test_not_debian_is_said(tmp_path: Path) -> None:
+    (tmp_path / "os-release").write_text("ID=fedora\n")
+    with pytest.raises(Unavailable, match="not Debian but fedora"):
+        machine_mirror(tmp_path)
+
+
+def test_command_line_names_every_device(tmp_path: Path) -> None:
+    libraries = tmp_path / "usr/lib/x86_64-linux-gnu"
+    libraries.mkdir(parents=True)
+    (libraries / "ld-linux-x86-64.so.2").touch()
+    files = qemu.Files(tmp_path, tmp_path / "vmlinux", tmp_path / "initrd", tmp_path / "shared")
+    words = qemu.command_line(tmp_path, BOOTS[0], files, {nic.name: 10 + at for at, nic in enumerate(NICS)})
+    assert [word for word in words if word.endswith("-dev") or "-dev," in word] == [
+        next(word for word in words if f"id={device.name}-dev" in word) for device in DEVICES
+    ]
+    assert "kvm" not in subprocess.list2cmdline(words)
+    assert len({device.bdf for device in DEVICES}) == len(DEVICES)
