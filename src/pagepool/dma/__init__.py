@@ -8,6 +8,7 @@ from pagepool.dma.faults import FaultInjector, FaultRule
 from pagepool.dma.host import HostDevice
 from pagepool.dma.layer import DmaLayer, unwrap
 from pagepool.dma.tracer import DmaEvent, Tracer
+from pagepool.dma.vfio.device import VfioDevice
 
 __all__ = [
     "Counting",
@@ -23,5 +24,6 @@ __all__ = [
     "HostDevice",
     "MapGranularity",
     "Tracer",
+    "VfioDevice",
     "unwrap",
 ]
