@@ -56,10 +56,12 @@ class Edu:
 @contextmanager
 def edu_pool(strict: bool = False, **fields: object) -> Iterator[tuple[VfioDevice, Edu, PagePool]]:
     """Open the device and a pool that is mapped for it."""
-    with VfioDevice(device("edu").bdf, bind=True, strict=strict) as dev:
-        with PagePool(flags=PPFlag.DMA_MAP, dev=dev, **fields) as pool:  # type: ignore[arg-type]
-            yield dev, Edu(dev), pool
-            pool.check()
+    with (
+        VfioDevice(device("edu").bdf, bind=True, strict=strict) as dev,
+        PagePool(flags=PPFlag.DMA_MAP, dev=dev, **fields) as pool,  # type: ignore[arg-type]
+    ):
+        yield dev, Edu(dev), pool
+        pool.check()
 
 
 def test_registers() -> None:
@@ -106,7 +108,6 @@ def test_strict_pool_maps_page_by_page() -> None:
         assert host.iommu_faults() > before
         assert set(view[where : where + 8].tolist()) == {0xAA}
         del view
-    # the pool is gone: so is every mapping (checked by the device's own books at close)
 
 
 @cases("write", "read")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What VFIO refuses, on a real kernel: each refusal is a `DeviceError` that names the knob, and nothing is left behind."""
+"""What VFIO refuses on a real kernel: each is a `DeviceError` that names the knob, and nothing is left behind."""
 
 from __future__ import annotations
 
