@@ -90,9 +90,7 @@ def test_hugetlb_on_node(nid: str) -> None:
     )
     page[0] = 1
     flags = ctypes.c_ulong(MPOL_F_NODE | MPOL_F_ADDR)
-    asked = libc.syscall(
-        SYS_GET_MEMPOLICY, ctypes.byref(where), None, ctypes.c_ulong(0), ctypes.c_void_p(vaddr), flags
-    )
+    asked = libc.syscall(SYS_GET_MEMPOLICY, ctypes.byref(where), None, ctypes.c_ulong(0), ctypes.c_void_p(vaddr), flags)
     assert (bound, asked, where.value) == (0, 0, int(nid))
 
 
@@ -188,9 +186,7 @@ def test_host_errors_arrive() -> None:
 
 def _packet_socket(mac: str) -> socket.socket:
     """Return a raw socket on the kernel's interface with this Ethernet address, brought up."""
-    interface = next(
-        f.parent.name for f in Path("/sys/class/net").glob("*/address") if f.read_text().strip() == mac
-    )
+    interface = next(f.parent.name for f in Path("/sys/class/net").glob("*/address") if f.read_text().strip() == mac)
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
     request = bytearray(struct.pack("16sH14x", interface.encode(), 0))
     fcntl.ioctl(sock, SIOCGIFFLAGS, request)

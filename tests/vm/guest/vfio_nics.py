@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +14,7 @@ from pagepool import DmaDir, PageAllocator, PagePool, PPFlag
 from pagepool.dma import VfioDevice
 from pagepool.drivers.loopback import rss_hash
 from pagepool.drivers.vfio import VfioQueue, find_nics, open_queues
+from pagepool.errors import DeviceError
 from pagepool.memory import huge_pages
 from pagepool.xdp import XdpBatch
 
@@ -252,7 +254,8 @@ def test_queues_close_one_by_one() -> None:
     assert all(queue.stats().rx_errors == 0 for queue in queues)
     close_all(queues)
     assert dev.closed
-    result = echo_until(host.inject("igb0", 100, seed=6), again := open_nic("igb0"))
+    again = open_nic("igb0")
+    result = echo_until(host.inject("igb0", 100, seed=6), again)
     close_all(again)
     assert is_perfect(result, 100), result
 
@@ -283,4 +286,12 @@ def test_too_many_queues() -> None:
             print(error)
         else:
             raise AssertionError("not refused")
-    close_all(open_nic("igb0", 16))
+    try:
+        open_nic("igb0", 16)
+    except DeviceError as error:
+        print(error)  # more queues than interrupt vectors
+        assert (error.errno, "without interrupts" in error.hint) == (errno.ENOSPC, True)  # noqa: PT017
+    queues = open_nic("igb0", 16, interrupts=False)
+    result = echo_until(host.inject("igb0", 200), queues)
+    close_all(queues)
+    assert is_perfect(result, 200), result

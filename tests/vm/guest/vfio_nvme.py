@@ -129,7 +129,7 @@ def test_refused_after_unmap() -> None:
             print("the disk says: success")
         except DeviceError as error:
             print(error)
-            assert error.errno in (errno.EIO, errno.ETIMEDOUT)
+            assert error.errno in (errno.EIO, errno.ETIMEDOUT)  # noqa: PT017
         faults = host.iommu_faults() - before
         print(f"{faults} refused accesses")
         assert (rows[ids] == 0x22).all()
