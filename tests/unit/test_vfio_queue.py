@@ -161,6 +161,7 @@ def test_verdicts(opened) -> None:  # type: ignore[no-untyped-def]
     stats = queue.stats()
     assert (stats.rx_frames, stats.rx_bytes, stats.tx_frames, stats.tx_bytes) == (8, 480, 2, 120)
     assert stats.rx_missed == 7
+    assert (stats.rx_posted, stats.tx_posted) == (SIZE - 1 - 8, 0)
     assert stats.pool.lent == SIZE - 1 - 8 or stats.pool.lent == SIZE - 1
 
 

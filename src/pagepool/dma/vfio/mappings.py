@@ -84,14 +84,15 @@ class IoMappings:
         """Map at a free iova and return it."""
         with self._lock:
             iova = self.iovas.alloc(size_bytes)
+            self.mapped[iova] = size_bytes
         readable, writable = dma_dir is not DmaDir.FROM_DEVICE, dma_dir is not DmaDir.TO_DEVICE
         try:
             self.space.map(vaddr, iova, size_bytes, readable=readable, writable=writable)
         except BaseException:
             with self._lock:
+                del self.mapped[iova]
                 self.iovas.free(iova, size_bytes)
             raise
-        self.mapped[iova] = size_bytes
         return iova
 
     def unmap(self, iova: int, size_bytes: int) -> None:

@@ -68,6 +68,11 @@ class _Ring:
         registers.write32(at + HEAD, 0)
         registers.write32(at + TAIL, 0)
 
+    @property
+    def nr_posted(self) -> int:
+        """Descriptors that hold a page."""
+        return self.tail - self.clean
+
     def spans(self, first: int, n: int) -> tuple[slice, ...]:
         """Return the slices of `n` descriptors from index `first` on: none, one, or two where they wrap."""
         at = first & (self.size - 1)

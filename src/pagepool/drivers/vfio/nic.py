@@ -34,6 +34,10 @@ class RxRing(Protocol):
     def alloc_failed(self) -> int:
         """Refills that the pool could not fill."""
 
+    @property
+    def nr_posted(self) -> int:
+        """Pages that the device has."""
+
     def refill(self) -> None:
         """Post pages to the device."""
 
@@ -46,6 +50,10 @@ class RxRing(Protocol):
 
 class TxRing(Protocol):
     """The transmit side of a queue; any thread calls it."""
+
+    @property
+    def nr_posted(self) -> int:
+        """Pages that the device has, or has sent since the last look."""
 
     def post(self, pool: Any, ids: U32Array, dma_addrs: U64Array, lengths: U32Array) -> int:
         """Post frames; return how many found room. The device may wait for `ring_doorbell`."""

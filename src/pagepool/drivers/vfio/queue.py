@@ -44,6 +44,8 @@ class VfioStats:
         Frames too short or too long to send; their pages were put.
     alloc_failed : int
         Refills that the pool could not fill.
+    rx_posted, tx_posted : int
+        Pages that the device has now, to fill and to send.
     xdp, napi, pool : dict of str to int
         Verdicts, polls, and the pool's figures.
     """
@@ -56,6 +58,8 @@ class VfioStats:
     tx_bytes: int
     tx_errors: int
     alloc_failed: int
+    rx_posted: int
+    tx_posted: int
     xdp: dict[str, int]
     napi: dict[str, int]
     pool: Any
@@ -231,6 +235,8 @@ class VfioQueue(RxQueue):
             tx_bytes=self._tx_bytes,
             tx_errors=self._tx_errors,
             alloc_failed=self._rx.alloc_failed,
+            rx_posted=self._rx.nr_posted,
+            tx_posted=self._tx.nr_posted,
             xdp=self.xdp_stats.as_dict(),
             napi=self.napi.stats.as_dict(),
             pool=self.pool.stats(),

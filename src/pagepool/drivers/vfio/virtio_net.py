@@ -234,6 +234,11 @@ class VirtioTx:
         table["flags"][::2] = F_NEXT
         table["next"][::2] = np.arange(1, queue.size, 2)
 
+    @property
+    def nr_posted(self) -> int:
+        """Pages that the device has, or has read since the last look."""
+        return self.queue.nr_offered
+
     def post(self, pool: Any, ids: U32Array, dma_addrs: U64Array, lengths: U32Array) -> int:
         """Offer frames of `pool`; return how many of the first found a free chain."""
         queue = self.queue

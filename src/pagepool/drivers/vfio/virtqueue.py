@@ -175,6 +175,11 @@ class VirtioRx:
         queue.table["flags"] = F_WRITE
 
     @property
+    def nr_posted(self) -> int:
+        """Pages that the device has."""
+        return self.queue.nr_offered
+
+    @property
     def errors(self) -> int:
         """Frames with a length that is none, and buffers that the device was never given."""
         return self._bad_lengths + self.queue.bad
