@@ -11,6 +11,7 @@ from pagepool._core.params import NUMA_NO_NODE, DmaDir, MapGranularity, PagePool
 from pagepool._core.registry import pools
 from pagepool._core.stats import Holder, PoolStats
 from pagepool.memory import MemoryKind, PageAllocator, default_allocator
+from pagepool.system_pool import system_pool
 
 __all__ = [
     "NUMA_NO_NODE",
@@ -26,4 +27,5 @@ __all__ = [
     "PoolStats",
     "default_allocator",
     "pools",
+    "system_pool",
 ]

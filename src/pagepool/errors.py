@@ -14,6 +14,7 @@ import os
 __all__ = [
     "DeadPageError",
     "DeviceError",
+    "DmaFault",
     "DoublePutError",
     "ForeignPageError",
     "NotMappedError",
@@ -57,6 +58,20 @@ class PoolClosedError(PagePoolError):
 
 class NotMappedError(PagePoolError):
     """The ``dma_addr`` of a page was asked of a pool that maps nothing (no ``PPFlag.DMA_MAP``)."""
+
+
+class DmaFault(PagePoolError):
+    """A software IOMMU found an access or a call that breaks the rules of DMA; `finding` has it all.
+
+    Parameters
+    ----------
+    text : str
+    finding : pagepool.dma.Finding, optional
+    """
+
+    def __init__(self, text: str, finding: object = None) -> None:
+        super().__init__(text)
+        self.finding = finding
 
 
 class PageLeakError(PagePoolError):

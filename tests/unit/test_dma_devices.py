@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pagepool.dma import (
+    Bounce,
     Counting,
     DmaDevice,
     DmaDir,
@@ -18,6 +19,7 @@ from pagepool.dma import (
     FaultInjector,
     HostDevice,
     MapGranularity,
+    SoftIommu,
     Tracer,
     unwrap,
 )
@@ -33,6 +35,12 @@ DEVICES: dict[str, Callable[[], DmaDevice]] = {
     "tracer": lambda: Tracer(HostDevice()),
     "fault injector": lambda: FaultInjector(HostDevice()),
     "all layers": lambda: FaultInjector(Tracer(Counting(HostDevice(needs_sync=True)))),
+    "soft iommu": SoftIommu,
+    "soft iommu, strict": lambda: SoftIommu(strict=True),
+    "soft iommu without syncs": lambda: SoftIommu(check_syncs=False),
+    "soft iommu behind layers": lambda: Tracer(FaultInjector(Counting(SoftIommu()))),
+    "bounce": lambda: Bounce(HostDevice()),
+    "bounce of soft iommu": lambda: Counting(Bounce(Tracer(SoftIommu(strict=True)))),
 }
 
 

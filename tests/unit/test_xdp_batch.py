@@ -389,9 +389,7 @@ def test_verdicts_equal_a_plain_model(steps: list[tuple[str, list[bool] | None, 
         assert stats.keep == len(kept)
         nowhere = sum(fate[i] == "redirect" and target[i] is None for i in range(12))
         assert stats.aborted == len(those("aborted")) + nowhere
-        judged = (
-            stats.aborted + stats.drop + stats.passed + stats.tx + stats.redirect + stats.keep + stats.none
-        )
+        judged = stats.aborted + stats.drop + stats.passed + stats.tx + stats.redirect + stats.keep + stats.none
         assert judged == stats.rx_frames == 12
         for page in kept.values():
             page.put()

@@ -65,9 +65,7 @@ def test_an_index_means_what_it_means_on_an_array(
         assert np.array_equal(got, expected)
         assert np.array_equal(np.asarray(headers), model)
 
-        unique = (
-            not isinstance(row, np.ndarray) or row.dtype == bool or len(set((row % N).tolist())) == len(row)
-        )
+        unique = not isinstance(row, np.ndarray) or row.dtype == bool or len(set((row % N).tolist())) == len(row)
         if unique and not isinstance(col, np.ndarray):
             values = np.random.default_rng(seed + 1).integers(0, 256, np.shape(expected), np.uint8)
             headers[row, col] = values

@@ -29,6 +29,7 @@ cdef enum:
     PG_HANDLE = 0x10         # a Page handle was made since it was lent: its generation must move when it comes home
     PG_MAPPED = 0x20         # mapped on its own (MapGranularity.PAGE); unmapped exactly once
     PG_PFMEMALLOC = 0x40     # out of the emergency reserve: never recycled
+    PG_SPENT = 0x80          # the holder's own reference is gone, or was split: the id alone puts nothing any more
     PG_SLOT_SHIFT = 8
     PG_REF_SHIFT = 24
     PG_MM_SHIFT = 48

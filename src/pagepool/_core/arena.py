@@ -12,7 +12,14 @@ that was handed out; and two free buddies never lie side by side unmerged.
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
-from cython.cimports.pagepool._core.atomic import pp_current_node, pp_load64, pp_lock, pp_store64, pp_unlock
+from cython.cimports.pagepool._core.atomic import (
+    pp_cas64,
+    pp_current_node,
+    pp_load64,
+    pp_lock,
+    pp_store64,
+    pp_unlock,
+)
 
 if not cython.compiled:
     raise ImportError("pagepool._core is compiled: run `make build`, or `pip install .`")
@@ -192,7 +199,13 @@ class Arena:
 
     def free_id(self, page_id: int) -> None:
         """Give a block of `alloc_block` back; anything else is a `ValueError`."""
-        if not 0 <= page_id < self.nr_pages or pg_state(self.pages[cython.cast(uint32_t, page_id)].word) != PG_FRESH:
+        # The exchange lets one of two callers win; a page that is in a pool bears the pool's slot.
+        word: uint64_t = 0
+        at: cython.pointer[uint64_t] = cython.NULL
+        if 0 <= page_id < self.nr_pages:
+            at = cython.address(self.pages[cython.cast(uint32_t, page_id)].word)
+            word = pp_load64(at)
+        if pg_state(word) != PG_FRESH or pg_slot(word) != 0 or not pp_cas64(at, word, PG_OFF):
             raise ValueError(f"page {page_id} is not a block that was taken here")
         self.free_block(page_id, self.pages[cython.cast(uint32_t, page_id)].order)
 

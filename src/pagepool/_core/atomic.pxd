@@ -21,5 +21,6 @@ cdef extern from "pp_atomic.h" nogil:
     void pp_unlock(uint32_t *lock)
     uintptr_t pp_thread_id()
     int pp_current_node()
+    int pp_is_finalizing()
     bint pp_likely(bint x)
     bint pp_unlikely(bint x)

@@ -8,6 +8,8 @@ import time
 from array import array
 
 import cython
+from cython.cimports.cpython.array import array as c_array
+from cython.cimports.cpython.array import clone, resize
 from cython.cimports.cpython.buffer import (
     PyBUF_FORMAT,
     PyBUF_ND,
@@ -20,12 +22,12 @@ from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import PG_HANDLE, PG_LENT, pg_slot, pg_state
 from cython.cimports.pagepool._core.atomic import pp_cas64, pp_load64, pp_thread_id
 from cython.cimports.pagepool._core.page import KIND_HOLDER, Page
+from cython.cimports.pagepool._core.tiers import NO_MAP
 
 from pagepool._core.carver import call_site
-from pagepool.errors import ForeignPageError, PagePoolError, PoolClosedError
+from pagepool.errors import ForeignPageError, NotMappedError, PagePoolError, PoolClosedError
 
-#: From this many pages on, a bulk call lets other Python threads run meanwhile; below, taking the GIL back costs more.
-NOGIL_PAGES = 128
+_NO_IDS: c_array = array("I")  # what a new array of ids is cloned from
 
 
 class Bulk(Control):
@@ -51,30 +53,47 @@ class Bulk(Control):
         made handles by `page`; they are not given back by themselves while the pool lives.
         """
         view: Py_buffer
-        n: uint32_t
         done: uint32_t
         if isinstance(out, int):
-            if out < 0:
-                raise ValueError(f"{out} pages")
-            made = array("I", bytes(4 * out))
-            return made[: self.alloc_bulk(made)] if out else made
+            return self._new_ids(out)
         _get_ids(out, cython.address(view), PyBUF_WRITABLE)
         try:
-            n = cython.cast(uint32_t, view.len // 4)
-            self.enter_owner()
+            done = self._take_many(
+                cython.cast(cython.pointer[uint32_t], view.buf), cython.cast(uint32_t, view.len // 4)
+            )
+        finally:
+            PyBuffer_Release(cython.address(view))
+        return done
+
+    def _new_ids(self, asked):
+        n: cython.Py_ssize_t = PyNumber_AsSsize_t(asked, cython.NULL)  # what is out of range is cut to it
+        done: int64_t
+        if n < 0:
+            raise ValueError(f"{asked} pages")
+        if n > self.nr_pages:
+            n = self.nr_pages
+        made: c_array = clone(_NO_IDS, n, False)
+        if n:
+            done = self._take_many(made.data.as_uints, cython.cast(uint32_t, n))
+            if done < n:
+                resize(made, done)
+        return made
+
+    def _take_many(self, at, n):
+        done: uint32_t
+        self.enter_owner()
+        try:
             if not self.open:
-                self.busy -= 1
                 raise PoolClosedError(f"{self!r} is closed")
             if n >= NOGIL_PAGES:
                 with cython.nogil:
-                    done = self.alloc_ids(cython.cast(cython.pointer[uint32_t], view.buf), n)
+                    done = self.alloc_ids(at, n)
             else:
-                done = self.alloc_ids(cython.cast(cython.pointer[uint32_t], view.buf), n)
-            if self.pending is not None or self.alloc_sites is not None:
-                self._after_bulk(cython.cast(cython.pointer[uint32_t], view.buf), done)
-            self.busy -= 1
+                done = self.alloc_ids(at, n)
+            if self.pending is not None or self.track:
+                self._after_bulk(at, done)
         finally:
-            PyBuffer_Release(cython.address(view))
+            self.busy -= 1
         return done
 
     def _after_bulk(self, ids, n):
@@ -82,13 +101,21 @@ class Bulk(Control):
         error = self.pending
         if error is not None and not isinstance(error, (OSError, MemoryError, PoolClosedError)):
             self.put_ids(ids, n, -1, True)  # Ctrl-C in the middle: nothing stays with a caller who cannot know of it
-            self.busy -= 1
-            self.raise_pending()
+            self.pending = None
+            raise error
         self.pending = None
-        if self.alloc_sites is not None:
+        if self.track:
             site = (time.monotonic(), call_site())
             for i in range(n):
                 self.alloc_sites[ids[i]] = site
+        return 0
+
+    def _note_puts(self, ids, n):
+        i: uint32_t
+        site = (time.monotonic(), call_site())
+        for i in range(n):
+            if self.alloc_sites.pop(ids[i], None) is not None:
+                self.put_sites[ids[i]] = site
         return 0
 
     def put_bulk(self, ids, dma_sync_size: int64_t = -1):
@@ -115,15 +142,13 @@ class Bulk(Control):
         view: Py_buffer
         n: uint32_t
         done: uint32_t
-        i: uint32_t
         direct: cython.bint
         _get_ids(ids, cython.address(view), PyBUF_SIMPLE)
         try:
             n = cython.cast(uint32_t, view.len // 4)
             at: cython.pointer[uint32_t] = cython.cast(cython.pointer[uint32_t], view.buf)
-            if self.alloc_sites is not None:
-                for i in range(n):
-                    self.alloc_sites.pop(at[i], None)
+            if self.track:
+                self._note_puts(at, n)
             direct = self.auto_direct and self.owner == pp_thread_id()
             if direct:
                 self.enter_owner()
@@ -160,7 +185,7 @@ class Bulk(Control):
         if not 0 <= id < self.nr_pages:
             raise ForeignPageError(f"page {id} is not in the arena of {self!r}")
         if length < 0:
-            length = self.object_bytes - offset
+            length = max(0, self.object_bytes - offset)
         if offset < 0 or offset + length > self.object_bytes:
             raise ValueError(f"offset {offset} and length {length} do not fit {self.object_bytes} bytes")
         number: uint32_t = id
@@ -184,6 +209,11 @@ class Bulk(Control):
         -------
         int
             How many were written; it ends at the first id that is not mapped.
+
+        Raises
+        ------
+        NotMappedError
+            The pool maps nothing at all.
         """
         view: Py_buffer
         target: Py_buffer
@@ -201,7 +231,12 @@ class Bulk(Control):
                 for i in range(n):
                     if at[i] >= self.nr_pages:
                         return i
-                    to[i] = self.dma_addr_of(at[i])
+                    try:
+                        to[i] = self.dma_addr_of(at[i])
+                    except NotMappedError:
+                        if self.map_mode == NO_MAP:
+                            raise
+                        return i
                 return n
             finally:
                 PyBuffer_Release(cython.address(target))

@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: MIT
 from pagepool._core.control import Control
 
-NOGIL_PAGES: int
-
 class Bulk(Control): ...

@@ -14,6 +14,7 @@ cdef enum:
 
 cdef extern from "page_slots.h":
     void pp_page_install(PyTypeObject *type, void (*died)(PyObject *) noexcept)
+    object pp_page_make(PyTypeObject *type, tuple no_args)
     PyObject *pp_page_revive(PyObject *page)
     void pp_page_forget(PyObject *page)
     void pp_page_free(PyObject *page)
@@ -37,6 +38,10 @@ cdef class Carver(Tiers):
     cdef int handle_died(self, Page page) except -1
     cdef Page new_page(self, uint32_t id, uint32_t kind, uint32_t offset, uint32_t length)
     cdef Page take_page(self)
-    cdef Page carve(self, uint32_t size)
+    cdef Page carve(self, uint32_t size, bint whole_tail)
+    cdef bint start_frag(self) except -1
+    cdef bint frag_idle(self) noexcept
     cdef int drain_frag(self) except -1
+    cdef Page foreign(self, Page page)
+    cdef bint detach(self, Page page) except -1
     cdef int put_handle_slow(self, Page page, int64_t dma_sync_size, bint direct) except -1

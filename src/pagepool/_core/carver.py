@@ -12,7 +12,7 @@ import time
 import traceback
 
 import cython
-from cython.cimports.cpython.exc import PyErr_Fetch, PyErr_Restore, PyErr_WriteUnraisable
+from cython.cimports.cpython.exc import PyErr_Fetch, PyErr_Restore, PyErr_SetObject, PyErr_WriteUnraisable
 from cython.cimports.cpython.object import PyObject, PyTypeObject
 from cython.cimports.cpython.ref import Py_DECREF, Py_INCREF
 from cython.cimports.libc.stdint import uint32_t, uint64_t
@@ -24,6 +24,7 @@ from cython.cimports.pagepool._core.arena import (
     PG_MM_SHIFT,
     PG_PFMEMALLOC,
     PG_REF_SHIFT,
+    PG_SPENT,
     pg_mm,
     pg_refs,
     pg_state,
@@ -31,17 +32,18 @@ from cython.cimports.pagepool._core.arena import (
 )
 from cython.cimports.pagepool._core.atomic import (
     PP_GIL_DISABLED,
+    pp_add64,
     pp_cas64,
     pp_cas64_gil,
+    pp_is_finalizing,
     pp_likely,
     pp_load64,
     pp_store64,
-    pp_sub64,
     pp_swap32_gil,
     pp_thread_id,
 )
 from cython.cimports.pagepool._core.page import KIND_DETACHED, KIND_FOREIGN, KIND_FRAGMENT, KIND_HOLDER, home_of
-from cython.cimports.pagepool._core.tiers import CACHE_SIZE, LEFT_CLOSED, LEFT_REFCNT
+from cython.cimports.pagepool._core.tiers import CACHE_SIZE, LEFT_CLOSED, LEFT_REFCNT, LEFT_SYNC
 
 from pagepool.errors import DoublePutError, ForeignPageError, PageLeakError, WrongThreadError
 
@@ -112,8 +114,10 @@ class Carver(Tiers):
         PyErr_Fetch(cython.address(kind), cython.address(value), cython.address(trace))
         try:
             self.handle_died(page)
-        except BaseException:
-            PyErr_WriteUnraisable(self)
+        except BaseException as error:
+            if not pp_is_finalizing():
+                PyErr_SetObject(type(error), error)  # caught is cleared: the hook would see none
+                PyErr_WriteUnraisable(self)
         PyErr_Restore(kind, value, trace)
 
     def new_page(self, id, kind, offset, length):
@@ -124,7 +128,7 @@ class Carver(Tiers):
             Py_DECREF(page)  # the cast counted it once more
             Py_INCREF(self)  # `home` counts again
         else:
-            page = Page.__new__(Page)
+            page = cython.cast(Page, pp_page_make(cython.cast(cython.pointer[PyTypeObject], Page), ()))
             page.home = cython.cast(cython.pointer[PyObject], self)
             Py_INCREF(self)
         page.id = id
@@ -151,7 +155,7 @@ class Carver(Tiers):
                 page = self.new_page(id, KIND_HOLDER, 0, self.object_bytes)
                 if self.cache_n < self.mark:
                     self.note_high_water()
-                if self.alloc_sites is not None:
+                if self.track:
                     self.alloc_sites[id] = (time.monotonic(), call_site())
         finally:
             self.leave_owner()
@@ -162,7 +166,7 @@ class Carver(Tiers):
             page.live = 0
             return 0
         id: uint32_t = page.id
-        strict: cython.bint = self.strict and page.kind != KIND_FOREIGN
+        strict: cython.bint = self.strict and page.kind < KIND_FOREIGN
         self.handle_put(page, -1, False)
         if strict:  # a destructor cannot raise: this reaches sys.unraisablehook
             raise PageLeakError(f"page {id} of {self!r} died without a put; it went home, but the pool is strict")
@@ -177,16 +181,23 @@ class Carver(Tiers):
             and self.pages[id].generation == page.generation
         ):
             with cython.critical_section(self):
+                # `live` first: of two who put one handle, the other must not reach the page's next lending.
                 if pp_likely(
                     self.cache_n < CACHE_SIZE
-                    and pp_cas64_gil(cython.address(self.pages[id].word), self.word_lent_handle, self.word_cached)
+                    and (not PP_GIL_DISABLED or self.put_thread == pp_thread_id())
+                    and pp_swap32_gil(cython.address(page.live), 0)
                 ):
-                    page.live = 0
-                    self.pages[id].generation += 1
-                    self.cache[self.cache_n] = id
-                    self.cache_n += 1
-                    self.recycle_cached += 1
-                    return 0
+                    if pp_likely(
+                        pp_cas64_gil(cython.address(self.pages[id].word), self.word_lent_handle, self.word_cached)
+                    ):
+                        self.pages[id].generation += 1
+                        self.cache[self.cache_n] = id
+                        self.cache_n += 1
+                        self.recycle_cached += 1
+                        return 0
+                    page.live = 1
+        if page.home != cython.cast(cython.pointer[PyObject], self):
+            raise ForeignPageError(f"page {id} belongs to {home_of(page)!r}, not to {self!r}")
         if allow_direct and self.owner != pp_thread_id():
             raise WrongThreadError(
                 f"page {id}: only the owner of {self!r} may put directly into its cache; put it without allow_direct"
@@ -195,9 +206,7 @@ class Carver(Tiers):
 
     def put_handle_slow(self, page, dma_sync_size, direct):
         id: uint32_t = page.id
-        if page.home != cython.cast(cython.pointer[PyObject], self):
-            raise ForeignPageError(f"page {id} belongs to {home_of(page)!r}, not to {self!r}")
-        if page.kind < KIND_FOREIGN and page.live and self.pages[id].generation != page.generation:
+        if page.live and not page._mine():
             page.live = 0  # its id went home in a bulk
         if not pp_swap32_gil(cython.address(page.live), 0):
             raise DoublePutError(f"page {id} was put{self.where_put(id)} already; {self!r} has it back")
@@ -205,16 +214,17 @@ class Carver(Tiers):
             self.drop_mm(id, 1)
             return 0
         if self.alloc_sites is not None:
-            self.alloc_sites.pop(id, None)
             self.put_sites[id] = (time.monotonic(), call_site())
-        self.put_id(id, dma_sync_size, direct)
+        self.put_id(id, dma_sync_size, direct, page.kind == KIND_HOLDER)
+        if self.alloc_sites is not None and pg_state(pp_load64(cython.address(self.pages[id].word))) != PG_LENT:
+            self.alloc_sites.pop(id, None)
         return 0
 
     def export_ended(self, page):
         if page.kind >= KIND_FOREIGN:
             self.drop_mm(page.id, 1)
         elif self.pages[page.id].generation == page.generation:
-            self.put_id(page.id, -1, self.auto_direct)
+            self.put_id(page.id, -1, self.auto_direct, False)
         return 0
 
     def where_put(self, id):
@@ -224,34 +234,47 @@ class Carver(Tiers):
 
     # -- fragments -----------------------------------------------------------------------------------------------
 
-    def carve(self, size):
-        # `size` is aligned and fits an object. None where there is no page.
-        page: Page
-        id: uint32_t
-        if self.frag_page != NO_PAGE and self.frag_offset + size > self.object_bytes:
-            self.drain_frag()
-        if self.frag_page == NO_PAGE:
-            page = self.take_page()
-            if page is None:
-                return None
-            # The handle's one reference becomes the bias; the handle itself is spent.
-            page.live = 0
-            id = page.id
-            self.frag_page = id
-            self.frag_users = 0
-            self.frag_offset = 0
-            while True:
-                word: uint64_t = pp_load64(cython.address(self.pages[id].word))
-                if pp_cas64(
-                    cython.address(self.pages[id].word),
-                    word,
-                    word + (cython.cast(uint64_t, FRAG_BIAS - 1) << PG_REF_SHIFT),
-                ):
-                    break
-        page = self.new_page(self.frag_page, KIND_FRAGMENT, self.frag_offset, size)
-        self.frag_users += 1
-        self.frag_offset += size
+    def carve(self, size, whole_tail):
+        # `size` is aligned and fits an object; `whole_tail`: it gets the rest where no other of its size would fit.
+        # None where there is no page.
+        page: Page = None
+        self.enter_owner()
+        try:
+            if self.frag_page != NO_PAGE and self.frag_offset + size > self.object_bytes:
+                self.drain_frag()
+            if self.frag_page != NO_PAGE or self.start_frag():
+                if whole_tail and self.frag_offset + 2 * size > self.object_bytes:
+                    size = self.object_bytes - self.frag_offset
+                page = self.new_page(self.frag_page, KIND_FRAGMENT, self.frag_offset, size)
+                self.frag_users += 1
+                self.frag_offset += size
+        finally:
+            self.leave_owner()
         return page
+
+    def start_frag(self):
+        page: Page = self.take_page()
+        word: uint64_t
+        if page is None:
+            return False
+        if self.frag_page != NO_PAGE:  # a device or a hook has carved meanwhile: this page goes home again
+            return True
+        # The handle's one reference becomes the bias; the handle itself is spent.
+        page.live = 0
+        self.frag_page = page.id
+        self.frag_users = 0
+        self.frag_offset = 0
+        at: cython.pointer[uint64_t] = cython.address(self.pages[page.id].word)
+        while True:
+            word = pp_load64(at)
+            if pp_cas64(at, word, (word + (cython.cast(uint64_t, FRAG_BIAS - 1) << PG_REF_SHIFT)) | PG_SPENT):
+                return True
+
+    def frag_idle(self):
+        # Is there a page being carved of which nobody outside has a fragment?
+        return self.frag_page != NO_PAGE and (
+            pg_refs(pp_load64(cython.address(self.pages[self.frag_page].word))) == FRAG_BIAS - self.frag_users
+        )
 
     def drain_frag(self):
         # Drop what is left of the bias. In place again if nobody is left, as the kernel does, counters and all.
@@ -267,9 +290,16 @@ class Carver(Tiers):
             word = pp_load64(at)
         # Nobody but us has a reference, so nobody can take one: the page is ours alone.
         self.pages[id].generation += 1
-        if self.open and pg_mm(word) == 1 and not word & PG_PFMEMALLOC:
-            if self.sync:
+        plain: cython.bint = pg_mm(word) == 1 and not word & PG_PFMEMALLOC
+        if self.open and plain and self.sync:
+            try:
                 self.sync_for_device(id, -1)
+            except BaseException:
+                pp_store64(at, pg_with_state(pp_load64(at), PG_FRESH))
+                self.leave(id, LEFT_SYNC)
+                raise
+            word = pp_load64(at)  # a close meanwhile has unmapped it
+        if self.open and plain and self.frag_page == NO_PAGE:  # the sync may have run anything
             self.recycle_cached += 1
             self.alloc_fast += 1
             pp_store64(at, word + (cython.cast(uint64_t, self.frag_users) << PG_REF_SHIFT))
@@ -278,13 +308,15 @@ class Carver(Tiers):
             self.frag_users = 0
             return 0
         pp_store64(at, pg_with_state(word, PG_FRESH))
+        if self.open and not plain:
+            pp_add64(cython.address(self.recycle_released_refcnt), 1)
         self.leave(id, LEFT_REFCNT if self.open else LEFT_CLOSED)
         return 0
 
     # -- leaving the pool with the page --------------------------------------------------------------------------
 
-    def foreign(self, page: Page) -> Page:
-        """Take a foreign reference; `PagePool.get_page` is the door."""
+    def foreign(self, page):
+        # Take a foreign reference; `PagePool.get_page` is the door.
         page._take_reference()
         other: Page
         if page.kind >= KIND_FOREIGN:
@@ -301,11 +333,12 @@ class Carver(Tiers):
             if pp_cas64(at, word, word + (cython.cast(uint64_t, 1) << PG_MM_SHIFT)):
                 break
         other = self.new_page(page.id, KIND_FOREIGN, page.offset, page.length)
-        pp_sub64(at, cython.cast(uint64_t, 1) << PG_REF_SHIFT)
+        # Given up as any other: where the handle was put meanwhile, this is the last one and decides.
+        self.put_id(page.id, -1, self.auto_direct, False)
         return other
 
-    def detach(self, page: Page) -> bool:
-        """Turn the references of a holder into foreign ones; ``False`` where somebody else holds a fragment."""
+    def detach(self, page):
+        # Turn the references of a holder into foreign ones; false where somebody else holds a fragment.
         at: cython.pointer[uint64_t] = cython.address(self.pages[page.id].word)
         word: uint64_t
         extra: uint64_t

@@ -8,3 +8,4 @@ cdef class Control(Ledger):
     cdef bint _creator
 
     cdef int destroy(self) except -1
+    cdef int crossed(self) except -1

@@ -12,6 +12,7 @@ import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import NO_PAGE, PG_FRESH
 from cython.cimports.pagepool._core.atomic import (
+    pp_is_finalizing,
     pp_load32,
     pp_load64,
     pp_lock,
@@ -126,6 +127,7 @@ class Control(Ledger):
         elif above and held <= low:
             self.watermark[3] = False
             callback(self, False)
+        return 0
 
     # -- life and death ------------------------------------------------------------------------------------------
 
@@ -160,7 +162,7 @@ class Control(Ledger):
         -----
         Context: any thread.
         """
-        if self._creator:
+        if self._creator and self.users > 0:
             if self.users == 1:
                 self.destroy()
             self._creator = False
@@ -179,10 +181,11 @@ class Control(Ledger):
             pp_lock(cython.address(self.ring.lock))
             self.ring.closed = 1  # late producers are out from here on
             pp_unlock(cython.address(self.ring.lock))
+            # Whatever a device raises, Ctrl-C too, the rest is still given back; the caller hears of it at the end.
             if self.frag_page != NO_PAGE:
                 try:
                     self.drain_frag()
-                except Exception as error:
+                except BaseException as error:
                     refused = error
             while self.cache_n:
                 self.cache_n -= 1
@@ -190,19 +193,19 @@ class Control(Ledger):
                 if pp_load64(cython.address(self.pages[number].word)) == self.word_cached:
                     try:
                         self.leave(number, LEFT_CLOSED)
-                    except Exception as error:
+                    except BaseException as error:
                         refused = error
             while self.ring.consume_bulk(cython.address(number), 1):
                 if pp_load64(cython.address(self.pages[number].word)) == self.word_ringed:
                     try:
                         self.leave(number, LEFT_CLOSED)
-                    except Exception as error:
+                    except BaseException as error:
                         refused = error
             if self.map_mode == MAP_PAGE:
                 for lent in self.lent_ids():
                     try:
                         self.unmap_page(lent)
-                    except Exception as error:
+                    except BaseException as error:
                         refused = error
         if self.inflight > 0:
             self.detach_time = time.monotonic()
@@ -229,11 +232,19 @@ class Control(Ledger):
         # No handle can be left: each keeps the pool alive. Ids that were never put go home here.
         if self.arena is None or self.slot == 0:
             return
-        if self.open:
+        refused = None
+        try:
             self.destroy()
+        except BaseException as error:
+            refused = error
         for number in self.lent_ids():
             at: cython.pointer[uint64_t] = cython.address(self.pages[cython.cast(uint32_t, number)].word)
             pp_store64(at, (pp_load64(at) & ~cython.cast(uint64_t, 0xF)) | PG_FRESH)
-            self.leave(number, LEFT_CLOSED)
+            try:
+                self.leave(number, LEFT_CLOSED)
+            except BaseException as error:
+                refused = error
         self.arena.drop_slot(self.slot)
         self.slot = 0
+        if refused is not None and not pp_is_finalizing():
+            raise refused

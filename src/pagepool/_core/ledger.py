@@ -10,6 +10,7 @@ import time
 import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import (
+    NO_PAGE,
     PAGES_PER_SLAB,
     PG_CACHED,
     PG_FRESH,
@@ -27,6 +28,7 @@ from cython.cimports.pagepool._core.tiers import (
     LEFT_NID,
     LEFT_REFCNT,
     LEFT_RING_FULL,
+    LEFT_SYNC,
     LEFT_WAIVE,
 )
 
@@ -45,7 +47,8 @@ class Ledger(Carver):
     @property
     def lent(self) -> int:
         """Objects that somebody outside the pool holds."""
-        return cython.cast(cython.int, self.lent_now())
+        # A page being carved of which no fragment is out is at home, though in no tier.
+        return cython.cast(cython.int, self.lent_now() - (1 if self.frag_idle() else 0))
 
     @property
     def closed(self) -> bool:
@@ -93,6 +96,7 @@ class Ledger(Carver):
             left_nid=self.left[LEFT_NID],
             left_closed=self.left[LEFT_CLOSED],
             left_detached=self.left[LEFT_DETACHED],
+            left_sync=self.left[LEFT_SYNC],
             map_failed=self.left[LEFT_MAP],
             limit_hits=self.limit_hits,
             rejected=self.rejected,
@@ -108,12 +112,15 @@ class Ledger(Carver):
         slab: uint32_t
         number: uint32_t
         word: uint64_t
+        idle: uint32_t = self.frag_page if self.frag_idle() else NO_PAGE
+        if self.arena is None:
+            return found
         for slab in range(self.arena.nr_slabs):
             if not self.arena._slab_on[slab]:
                 continue
             for number in range(slab * PAGES_PER_SLAB, (slab + 1) * PAGES_PER_SLAB):
                 word = pp_load64(cython.address(self.pages[number].word))
-                if pg_slot(word) == self.slot and pg_state(word) == PG_LENT and number != self.frag_page:
+                if pg_slot(word) == self.slot and pg_state(word) == PG_LENT and number != idle:
                     found.append(number)
         return found
 
@@ -122,6 +129,8 @@ class Ledger(Carver):
         slab: uint32_t
         number: uint32_t
         word: uint64_t
+        if self.arena is None:
+            return counts
         for slab in range(self.arena.nr_slabs):
             if self.arena._slab_on[slab]:
                 for number in range(slab * PAGES_PER_SLAB, (slab + 1) * PAGES_PER_SLAB):

@@ -8,7 +8,17 @@ interpreter: allocate one page, give it back, over and over, on the owner's thre
 import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import NO_PAGE
+from cython.cimports.pagepool._core.atomic import pp_add64, pp_lock, pp_unlock
 from cython.cimports.pagepool._core.tiers import Tiers, give_one, take_one
+from cython.cimports.posix.mman import (
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_PRIVATE,
+    PROT_READ,
+    PROT_WRITE,
+    mmap,
+    munmap,
+)
 
 
 class Empty:
@@ -19,6 +29,49 @@ class Empty:
 
     def give(self, thing):
         """Ignore `thing`."""
+
+
+# -- baselines ---------------------------------------------------------------------------------------------------
+
+
+def for_loop(rounds: uint64_t) -> int:
+    """Count to `rounds` and do nothing else: what the other loops contain besides their work."""
+    with cython.nogil:
+        empty_loop(rounds)
+    return rounds
+
+
+def atomic_inc(rounds: uint64_t) -> int:
+    """Add 1 to a word, atomically, `rounds` times."""
+    with cython.nogil:
+        atomic_loop(rounds)
+    return rounds
+
+
+def lock(rounds: uint64_t) -> int:
+    """Take and release an uncontended spin lock, `rounds` times."""
+    with cython.nogil:
+        lock_loop(rounds)
+    return rounds
+
+
+def fresh_page(rounds: uint64_t) -> int:
+    """Map 4 KiB of anonymous memory, write one byte, unmap it, `rounds` times: what a recycled page saves.
+
+    Raises
+    ------
+    MemoryError
+        The kernel has no memory.
+    """
+    done: uint64_t
+    with cython.nogil:
+        done = fresh_loop(rounds)
+    if done < rounds:
+        raise MemoryError("mmap of 4 KiB failed")
+    return rounds
+
+
+# -- the pool ----------------------------------------------------------------------------------------------------
 
 
 def fast_path(pool: Tiers, rounds: uint64_t) -> int:
@@ -54,6 +107,42 @@ def slow(pool: Tiers, rounds: uint64_t) -> int:
     with cython.nogil:
         slow_loop(pool, rounds)
     pool.leave_owner()
+    return rounds
+
+
+# -- without the GIL ---------------------------------------------------------------------------------------------
+
+
+def empty_loop(rounds):
+    i: uint64_t
+    for i in range(rounds):
+        pp_barrier()  # else the compiler sees that there is nothing to do
+
+
+def atomic_loop(rounds):
+    i: uint64_t
+    word: uint64_t = 0
+    for i in range(rounds):
+        pp_add64(cython.address(word), 1)
+
+
+def lock_loop(rounds):
+    i: uint64_t
+    word: uint32_t = 0
+    for i in range(rounds):
+        pp_lock(cython.address(word))
+        pp_unlock(cython.address(word))
+
+
+def fresh_loop(rounds):
+    i: uint64_t
+    memory: cython.p_void
+    for i in range(rounds):
+        memory = mmap(cython.NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if memory == MAP_FAILED:
+            return i
+        cython.cast(cython.p_char, memory)[0] = 1
+        munmap(memory, 4096)
     return rounds
 
 

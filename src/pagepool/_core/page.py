@@ -18,9 +18,11 @@ from cython.cimports.pagepool._core.arena import (
     PG_MM_SHIFT,
     PG_REF_MAX,
     PG_REF_SHIFT,
+    PG_SPENT,
     pg_mm,
     pg_refs,
     pg_state,
+    pp_page_t,
 )
 from cython.cimports.pagepool._core.atomic import pp_cas64, pp_load64
 
@@ -103,8 +105,11 @@ class Page:
 
     def _mine(self):
         # Does the page still belong to this handle? A foreign or detached handle owns its reference for sure.
-        return self.live != 0 and (
-            self.kind >= KIND_FOREIGN or home_of(self).pages[self.id].generation == self.generation
+        if self.live == 0 or self.kind >= KIND_FOREIGN:
+            return self.live != 0
+        page: cython.pointer[pp_page_t] = cython.address(home_of(self).pages[self.id])
+        return page.generation == self.generation and (
+            self.kind == KIND_FRAGMENT or not pp_load64(cython.address(page.word)) & PG_SPENT
         )
 
     def _must_live(self):

@@ -18,18 +18,23 @@ from cython.cimports.pagepool._core.arena import (
     PG_MAPPED,
     PG_RINGED,
     Arena,
+    pg_slot,
     pg_word,
 )
-from cython.cimports.pagepool._core.atomic import pp_likely, pp_load64, pp_store64, pp_thread_id
+from cython.cimports.pagepool._core.atomic import PP_GIL_DISABLED, pp_likely, pp_load64, pp_store64, pp_thread_id
 from cython.cimports.pagepool._core.carver import FRAG_ALIGN
-from cython.cimports.pagepool._core.dma_map import MAP_PAGE, DmaMap
+from cython.cimports.pagepool._core.dma_map import MAP_PAGE, NOT_MAPPED, DmaMap
 from cython.cimports.pagepool._core.page import KIND_HOLDER, Page
 from cython.cimports.pagepool._core.tiers import LEFT_DETACHED, NO_MAP
 
 from pagepool._core import registry
 from pagepool._core.params import PPFlag, make_params
 from pagepool._core.ptr_ring import PtrRing
-from pagepool.errors import ForeignPageError, NotMappedError, PagePoolError
+from pagepool.errors import (
+    ForeignPageError,
+    NotMappedError,
+    PagePoolError,
+)
 
 
 class PagePool(Bulk):
@@ -56,6 +61,10 @@ class PagePool(Bulk):
     Source: https://docs.kernel.org/networking/page_pool.html
     """
 
+    def __cinit__(self, *args, **fields):
+        self.ring = PtrRing(1)  # a subclass that forgets super().__init__() has a closed pool, not a crash
+        self.frag_page = NO_PAGE
+
     def __init__(self, params=None, /, **fields):
         if self.arena is not None:
             raise RuntimeError("a PagePool is made once")
@@ -77,9 +86,9 @@ class PagePool(Bulk):
         self.dma_dir_obj = checked.dma_dir
         self.strict = checked.strict
         self.auto_direct = True
-        self.frag_page = NO_PAGE
         self.map_mode = NO_MAP
-        if checked.track:
+        self.track = checked.track
+        if self.track:
             self.alloc_sites = {}
             self.put_sites = {}
         self.ring = PtrRing(checked.pool_size)
@@ -127,17 +136,9 @@ class PagePool(Bulk):
         -----
         Context: the owner. About the cost of a method call while the cache or the ring has pages.
         """
-        id: uint32_t
-        page: Page
-        if pp_likely(self.alloc_thread == pp_thread_id() and self.alloc_sites is None):
-            with cython.critical_section(self):
-                id = self.get_one() if self.alloc_thread != 0 else NO_PAGE
-                if pp_likely(id != NO_PAGE):
-                    pp_store64(cython.address(self.pages[id].word), self.word_lent_handle)
-                    if self.cache_n < self.mark:
-                        self.note_high_water()
-                    page = self.new_page(id, KIND_HOLDER, 0, self.object_bytes)
-                    return page
+        page: Page = self.take_cached()
+        if pp_likely(page is not None):
+            return page
         try:
             return self.take_page()
         except OSError:
@@ -162,12 +163,29 @@ class PagePool(Bulk):
         WrongThreadError
             The caller is not the owner.
         """
-        page = self.take_page() if self.alloc_thread != pp_thread_id() else self.dev_alloc_pages()
-        if page is None:
-            page = self.take_page()  # once more, for the reason: this one raises what the device said
+        page: Page = self.take_cached()
+        if pp_likely(page is not None):
+            return page
+        page = self.take_page()
         if page is None:
             raise MemoryError(self._why_none())
         return page
+
+    def take_cached(self):
+        # The top of the cache, or None: no Python runs here. All else is `take_page`'s.
+        id: uint32_t
+        if pp_likely(self.alloc_thread == pp_thread_id()):
+            with cython.critical_section(self):
+                if pp_likely(self.cache_n != 0 and (not PP_GIL_DISABLED or self.alloc_thread == pp_thread_id())):
+                    id = self.cache[self.cache_n - 1]
+                    if pp_likely(pp_load64(cython.address(self.pages[id].word)) == self.word_cached):
+                        self.cache_n -= 1
+                        self.alloc_fast += 1
+                        pp_store64(cython.address(self.pages[id].word), self.word_lent_handle)
+                        if self.cache_n < self.mark:
+                            self.note_high_water()
+                        return self.new_page(id, KIND_HOLDER, 0, self.object_bytes)
+        return None
 
     def put_page(self, page: Page, dma_sync_size: int64_t = -1, allow_direct: cython.bint = False):
         """Give a page back: drop the holder's reference; the last one recycles it.
@@ -270,7 +288,7 @@ class PagePool(Bulk):
         """
         if size <= 0 or size > self.object_bytes:
             raise ValueError(f"size {size} is out of range: 1 to {self.object_bytes} bytes")
-        return self.carve((size + FRAG_ALIGN - 1) // FRAG_ALIGN * FRAG_ALIGN)
+        return self.carve((size + FRAG_ALIGN - 1) // FRAG_ALIGN * FRAG_ALIGN, False)
 
     def alloc(self, size: int):
         """Take a whole page where `size` is above half of one, else a fragment.
@@ -282,18 +300,13 @@ class PagePool(Bulk):
         -------
         Page or None
         """
-        page: Page
         wanted: uint32_t
         if size <= 0 or size > self.object_bytes:
             raise ValueError(f"size {size} is out of range: 1 to {self.object_bytes} bytes")
         wanted = (size + FRAG_ALIGN - 1) // FRAG_ALIGN * FRAG_ALIGN
         if 2 * wanted > self.object_bytes:
             return self.dev_alloc_pages()
-        page = self.carve(wanted)
-        if page is not None and self.frag_offset + wanted > self.object_bytes:
-            page.length = self.object_bytes - page.offset
-            self.frag_offset = self.object_bytes
-        return page
+        return self.carve(wanted, True)
 
     # -- DMA -----------------------------------------------------------------------------------------------------
 
@@ -301,9 +314,12 @@ class PagePool(Bulk):
         if self.map_mode == NO_MAP:
             raise NotMappedError(f"{self!r} maps nothing: make it with flags=PPFlag.DMA_MAP and a dev")
         if self.map_mode == MAP_PAGE:
-            if not pp_load64(cython.address(self.pages[id].word)) & PG_MAPPED:
-                raise NotMappedError(f"page {id} is not mapped any more; it left {self!r}")
+            word: uint64_t = pp_load64(cython.address(self.pages[id].word))
+            if not word & PG_MAPPED or pg_slot(word) != self.slot:
+                raise NotMappedError(f"page {id} is not mapped; it is not in {self!r}, or left it")
             return self.pages[id].dma_addr
+        if self.slab_dma[id >> 9] == NOT_MAPPED:
+            raise NotMappedError(f"page {id} is not mapped; no page of its slab was ever in {self!r}")
         return self.slab_dma[id >> 9] + (cython.cast(uint64_t, id & 511) << 12)
 
     def dma_addr(self, id: int) -> int:
@@ -322,7 +338,13 @@ class PagePool(Bulk):
             Bytes from the pool's own offset.
         size_bytes : int
         """
-        number = page.id if isinstance(page, Page) else page
+        number = page
+        if isinstance(page, Page):
+            handle: Page = page
+            if handle.home != cython.cast(cython.pointer[PyObject], self):
+                raise ForeignPageError(f"{page!r} does not belong to {self!r}")
+            handle._must_live()
+            number = handle.id
         if offset < 0 or size_bytes < 0 or offset + self.dma_offset + size_bytes > self.object_bytes:
             raise ValueError(f"offset {offset} and size {size_bytes} do not fit {self.object_bytes} bytes")
         at = self.dma_addr(number) + self.dma_offset + offset

@@ -14,8 +14,26 @@
 
 #include <Python.h>
 
+static newfunc pp_page_new; /* Cython's own */
+
+/* A handle without a pool must not be: Page.__new__(Page) is refused as Page() is. */
+static inline PyObject *pp_page_refuse(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+	PyErr_SetString(PyExc_TypeError, "a Page comes from PagePool.alloc_pages(), it is not made");
+	return NULL;
+}
+
 /* Make `died` the type's tp_dealloc. Once, before the first Page is made. */
-static inline void pp_page_install(PyTypeObject *type, destructor died) { type->tp_dealloc = died; }
+static inline void pp_page_install(PyTypeObject *type, destructor died)
+{
+	pp_page_new = type->tp_new;
+	type->tp_new = pp_page_refuse;
+	type->tp_vectorcall = NULL; /* the short way from Page() to Cython's own */
+	type->tp_dealloc = died;
+}
+
+/* A new object, all fields zero. */
+static inline PyObject *pp_page_make(PyTypeObject *type, PyObject *no_args) { return pp_page_new(type, no_args, NULL); }
 
 /* Make kept memory an object again, with one reference. */
 static inline PyObject *pp_page_revive(PyObject *page) { return PyObject_Init(page, Py_TYPE(page)); }

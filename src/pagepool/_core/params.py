@@ -18,6 +18,8 @@ SLAB_SHIFT = 21
 SLAB_SIZE = 1 << SLAB_SHIFT
 PAGES_PER_SLAB = SLAB_SIZE // PAGE_SIZE
 NUMA_NO_NODE = -1
+MAX_NID = 63
+MAX_LIMIT = (1 << 31) - 1  # hold and release counters are compared as 32-bit serial numbers
 
 PP_ALLOC_CACHE_SIZE = 128
 PP_ALLOC_CACHE_REFILL = 64
@@ -122,10 +124,10 @@ class PagePoolParams:
             raise ValueError(f"order {self.order} is out of range: 0 to {MAX_PAGE_ORDER} (2 MiB)")
         if self.pool_size < 0:
             raise ValueError(f"pool_size {self.pool_size} is negative")
-        if self.limit < 0:
-            raise ValueError(f"limit {self.limit} is negative")
-        if self.nid < NUMA_NO_NODE:
-            raise ValueError(f"nid {self.nid} is no node")
+        if not 0 <= self.limit <= MAX_LIMIT:
+            raise ValueError(f"limit {self.limit} is out of range: 0 (none) to {MAX_LIMIT} objects")
+        if not NUMA_NO_NODE <= self.nid <= MAX_NID:
+            raise ValueError(f"nid {self.nid} is no node: 0 to {MAX_NID}, or NUMA_NO_NODE (-1)")
         object_bytes = PAGE_SIZE << self.order
         if self.max_len < 0 or self.offset < 0 or self.offset + self.max_len > object_bytes:
             raise ValueError(f"offset {self.offset} + max_len {self.max_len} do not fit {object_bytes} bytes")

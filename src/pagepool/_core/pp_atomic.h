@@ -107,6 +107,16 @@ static inline int pp_current_node(void)
 	return syscall(SYS_getcpu, &cpu, &node, NULL) == 0 ? (int)node : 0;
 }
 
+/* The interpreter is going down: modules may be empty, and there is nobody left to tell. */
+static inline int pp_is_finalizing(void)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+	return Py_IsFinalizing();
+#else
+	return _Py_IsFinalizing();
+#endif
+}
+
 #define pp_likely(x) __builtin_expect(!!(x), 1)
 #define pp_unlikely(x) __builtin_expect(!!(x), 0)
 

@@ -30,7 +30,7 @@ def add(pool: Any) -> int:
 
 def notify(event: str, pool_id: int) -> None:
     """Tell the subscribers."""
-    for subscriber in tuple(_subscribers):
+    for subscriber in tuple(_subscribers or ()):  # None while the interpreter takes its modules down
         subscriber(event, pool_id)
 
 

@@ -65,6 +65,8 @@ class PoolStats:
     left_nid: int
     left_closed: int
     left_detached: int
+    left_sync: int
+    """Pages given up because the device would not sync them."""
     map_failed: int
     """Pages that never came in because their mapping failed."""
     limit_hits: int

@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 
 from pagepool._core.arena cimport NO_PAGE, pp_page_t
-from pagepool._core.atomic cimport pp_likely, pp_load64, pp_store64, pp_unlikely
+from pagepool._core.atomic cimport pp_likely, pp_load32, pp_load64, pp_store64, pp_unlikely
 from pagepool._core.dma_map cimport DmaMap
 from pagepool._core.page cimport Home, Page
 from pagepool._core.ptr_ring cimport PtrRing
@@ -22,7 +22,8 @@ cdef enum:
     LEFT_CLOSED = 4          # the pool was closed
     LEFT_DETACHED = 5        # release_page
     LEFT_MAP = 6             # never came in: its mapping failed
-    NR_LEFT = 7
+    LEFT_SYNC = 7            # its sync for the device failed
+    NR_LEFT = 8
 
 cdef class Tiers(Home):
     # -- the owner's cache lines: nobody else writes here
@@ -67,6 +68,7 @@ cdef class Tiers(Home):
     cdef int map_mode
     cdef bint sync                        # DMA_SYNC_DEV, and the device wants it
     cdef bint zero
+    cdef bint track                       # every lending and put is noted: no fast ways
     cdef bint auto_direct                 # the owner's plain puts go to the cache
     cdef bint open                        # False after close: nothing is handed out
     cdef uint32_t order
@@ -91,11 +93,13 @@ cdef class Tiers(Home):
     cdef uint32_t slow(self) except? NO_PAGE
     cdef uint32_t slow_noexcept(self) noexcept
     cdef int enter_page(self, uint32_t id) except -1
+    cdef void keep(self, uint32_t id) noexcept
+    cdef int crossed(self) except -1
     cdef uint32_t hit_run(self, uint32_t *out, uint32_t n) noexcept nogil
     cdef uint32_t cache_run(self, const uint32_t *ids, uint32_t n) noexcept nogil
     cdef uint32_t ring_run(self, const uint32_t *ids, uint32_t n) noexcept nogil
     cdef bint seize(self, uint32_t id) noexcept nogil
-    cdef int put_id(self, uint32_t id, int64_t dma_sync_size, bint direct) except -1
+    cdef int put_id(self, uint32_t id, int64_t dma_sync_size, bint direct, bint holder) except -1
     cdef int put_id_noexcept(self, uint32_t id, int64_t dma_sync_size, bint direct) noexcept
     cdef int last_reference(self, uint32_t id, uint64_t word, int64_t dma_sync_size, bint direct) except -1
     cdef int leave(self, uint32_t id, int reason) except -1
@@ -107,6 +111,10 @@ cdef class Tiers(Home):
     cdef uint32_t lent_now(self) noexcept nogil
     cdef int set_fast_threads(self) except -1
     cdef int raise_pending(self) except -1
+
+cdef inline uint32_t held_by(Tiers self) noexcept nogil:
+    # Objects not yet back at the page allocator.
+    return self.hold_cnt - pp_load32(&self.release_cnt)
 
 # One page each way for compiled loops on the owner's thread, between enter_owner and leave_owner.
 cdef inline uint32_t take_one(Tiers self) noexcept nogil:

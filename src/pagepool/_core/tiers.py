@@ -31,6 +31,7 @@ from cython.cimports.pagepool._core.arena import (
     PG_MM_SHIFT,
     PG_PFMEMALLOC,
     PG_REF_SHIFT,
+    PG_SPENT,
     pg_mm,
     pg_refs,
     pg_slot,
@@ -44,7 +45,6 @@ from cython.cimports.pagepool._core.atomic import (
     pp_add64,
     pp_cas64,
     pp_likely,
-    pp_load32,
     pp_load64,
     pp_lock,
     pp_store32_release,
@@ -96,8 +96,9 @@ class Tiers(Home):
 
     def set_fast_threads(self):
         # The fast ways test one word: the owner's thread where nothing special is wanted, else 0, nobody.
-        self.alloc_thread = self.owner if self.open else 0
-        self.put_thread = self.owner if self.open and self.auto_direct and not self.sync else 0
+        fast: cython.bint = self.open and not self.track
+        self.alloc_thread = self.owner if fast else 0
+        self.put_thread = self.owner if fast and self.auto_direct and not self.sync else 0
         return 0
 
     # -- taking --------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ class Tiers(Home):
             raise PoolClosedError(f"{self!r} is closed")
         want: uint32_t = CACHE_REFILL if self.order == 0 else 1
         if self.limit:
-            room: uint32_t = self.limit - (self.hold_cnt - pp_load32(cython.address(self.release_cnt)))
+            room: uint32_t = self.limit - held_by(self)
             if cython.cast(int32_t, room) <= 0:
                 self.limit_hits += 1
                 return NO_PAGE
@@ -166,6 +167,7 @@ class Tiers(Home):
         i: uint32_t
         id: uint32_t
         best: uint32_t = NO_PAGE
+        stop: cython.bint = False
         refused: object = None
         n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_THIS_NODE, fresh)
         while n == 0 and self.arena.grow is not None and self.arena.grow(self.order, self.nid):
@@ -178,6 +180,10 @@ class Tiers(Home):
             n = self.arena.alloc_bulk(self.order, 1, nid, ALLOC_RESERVE, fresh)
         for i in range(n):
             id = fresh[i]
+            # Entering a page may run Python (a device, an observer), and Python may take, put, close: look anew.
+            if stop or not self.open or (self.limit and held_by(self) >= self.limit):
+                self.arena.free_block(id, self.order)
+                continue
             try:
                 self.enter_page(id)
             except BaseException as error:
@@ -186,34 +192,39 @@ class Tiers(Home):
                 pp_add64(cython.address(self.left[LEFT_MAP]), 1)
                 self.arena.free_block(id, self.order)
                 refused = error
-                if not isinstance(error, OSError):
-                    while i + 1 < n:
-                        i += 1
-                        self.arena.free_block(fresh[i], self.order)
-                    break
+                stop = not isinstance(error, OSError)
                 continue
-            # enter_page may have run Python, and Python may have put pages of ours: look at the cache anew.
-            if best == NO_PAGE:
-                best = id
-            elif self.cache_n < CACHE_SIZE:
-                self.cache[self.cache_n] = best
-                self.cache_n += 1
-                best = id
-            else:
-                self.leave(id, LEFT_RING_FULL)
-        if refused is not None and (best == NO_PAGE or not isinstance(refused, OSError)):
             if best != NO_PAGE:
-                self.cache[self.cache_n] = best
-                self.cache_n += 1
-            raise refused
-        if best != NO_PAGE:
-            if self.order:
-                self.alloc_slow_high_order += 1
-            else:
-                self.alloc_slow += 1
-            if self.watermark is not None:
+                self.keep(best)
+            best = id
+        if best != NO_PAGE and (stop or not self.open):
+            self.keep(best)
+            best = NO_PAGE
+        if best == NO_PAGE:
+            if refused is not None:
+                raise refused
+            if not self.open:
+                raise PoolClosedError(f"{self!r} was closed meanwhile")
+            return NO_PAGE
+        if self.order:
+            self.alloc_slow_high_order += 1
+        else:
+            self.alloc_slow += 1
+        if self.watermark is not None:
+            try:
                 self.crossed()
+            except BaseException as error:  # the page is the caller's first
+                self.pending = error
         return best
+
+    def keep(self, id):
+        # A page that came in goes to the cache, unless Python has filled or closed it meanwhile.
+        word: uint64_t = pp_load64(cython.address(self.pages[id].word))
+        if self.open and self.cache_n < CACHE_SIZE and word == self.word_cached:
+            self.cache[self.cache_n] = id
+            self.cache_n += 1
+        else:
+            self.leave_noexcept(id, LEFT_RING_FULL if self.open else LEFT_CLOSED)
 
     def slow_noexcept(self):
         try:
@@ -223,7 +234,8 @@ class Tiers(Home):
             return NO_PAGE
 
     def crossed(self):
-        """Call the watermark's callback when the pages held cross it; `PagePool` knows how."""
+        # Call the watermark's callback when the pages held cross it; `PagePool` knows how.
+        return 0
 
     def enter_page(self, id):
         # From the page allocator into the pool: clear, map, sync, account. Raises with nothing kept.
@@ -248,7 +260,10 @@ class Tiers(Home):
         self.hold_cnt += 1
         self.mark += 1
         if self.observer is not None:
-            self.observer("hold", id, self.hold_cnt)
+            try:
+                self.observer("hold", id, self.hold_cnt)
+            except BaseException as error:  # the page is in; the caller hears of it on the way out
+                self.pending = error
         return 0
 
     def alloc_ids(self, out, n):
@@ -295,17 +310,12 @@ class Tiers(Home):
         return done
 
     def lent_now(self):
-        return (
-            self.hold_cnt
-            - pp_load32(cython.address(self.release_cnt))
-            - self.cache_n
-            - self.ring.count()
-        )
+        return held_by(self) - self.cache_n - self.ring.count()
 
     def note_high_water(self):
         # A record needs fewer than `mark` pages at home. Pages in the ring are at home too, so the ring is looked at
         # (and its cache line fetched from the producers) only below the mark.
-        held: uint32_t = self.hold_cnt - pp_load32(cython.address(self.release_cnt))
+        held: uint32_t = held_by(self)
         lent: uint32_t = held - self.cache_n - self.ring.count()
         if cython.cast(int32_t, lent - self.high_water) > 0:
             self.high_water = lent
@@ -420,7 +430,7 @@ class Tiers(Home):
             pp_add64(cython.address(self.rejected), 1)
             return 0
         try:
-            self.put_id(id, dma_sync_size, direct)
+            self.put_id(id, dma_sync_size, direct, True)
         except (DoublePutError, ForeignPageError):
             pp_add64(cython.address(self.rejected), 1)
             return 0
@@ -429,9 +439,11 @@ class Tiers(Home):
             self.pending = error
         return 1
 
-    def put_id(self, id, dma_sync_size, direct):
-        # Drop one pool reference; the last one decides. The GIL is held.
+    def put_id(self, id, dma_sync_size, direct, holder):
+        # Drop one pool reference; the last one decides. The GIL is held. `holder`: it is the holder's own, which can
+        # be given back once, whoever asks: while a view keeps the page lent, the word remembers that it is gone.
         at: cython.pointer[uint64_t] = cython.address(self.pages[id].word)
+        spent: uint64_t = PG_SPENT if holder else 0
         word: uint64_t
         while True:
             word = pp_load64(at)
@@ -439,8 +451,10 @@ class Tiers(Home):
                 raise ForeignPageError(f"page {id} is not lent by {self!r}: it belongs to another pool or to none")
             if pg_state(word) != PG_LENT:
                 raise DoublePutError(f"page {id} was put{self.where_put(id)} already; {self!r} holds it")
+            if word & spent:
+                raise DoublePutError(f"page {id} was put{self.where_put(id)} already; views or fragments keep it lent")
             if pg_refs(word) > 1:
-                if pp_cas64(at, word, word - (cython.cast(uint64_t, 1) << PG_REF_SHIFT)):
+                if pp_cas64(at, word, (word - (cython.cast(uint64_t, 1) << PG_REF_SHIFT)) | spent):
                     return 0
             # The last one: PG_FRESH takes the page out of everybody's reach while its fate is decided.
             elif pp_cas64(at, word, pg_with_state(word, PG_FRESH)):
@@ -463,16 +477,19 @@ class Tiers(Home):
             try:
                 self.sync_for_device(id, dma_sync_size)
             except BaseException:
-                self.leave(id, LEFT_MAP)
+                self.leave(id, LEFT_SYNC)
                 raise
-        if direct and self.owner == pp_thread_id():
-            if self.cache_n < CACHE_SIZE:
-                pp_store64(cython.address(self.pages[id].word), self.word_cached)
-                self.cache[self.cache_n] = id
-                self.cache_n += 1
-                self.recycle_cached += 1
-                return 0
-            self.recycle_cache_full += 1
+        if direct:
+            with cython.critical_section(self):
+                # Still the owner's, and still open: the sync above may have let others run.
+                if self.owner == pp_thread_id() and self.open:
+                    if self.cache_n < CACHE_SIZE:
+                        pp_store64(cython.address(self.pages[id].word), self.word_cached)
+                        self.cache[self.cache_n] = id
+                        self.cache_n += 1
+                        self.recycle_cached += 1
+                        return 0
+                    self.recycle_cache_full += 1
         pp_lock(cython.address(ring.lock))
         closed = ring.closed != 0
         if not closed and ring.room_locked():
@@ -508,7 +525,10 @@ class Tiers(Home):
                 break
         self.drop_mm(id, 1)
         if self.observer is not None:
-            self.observer("release", id, count)
+            try:
+                self.observer("release", id, count)
+            except BaseException as error:
+                refused = error
         if refused is not None:
             raise refused
         return 0

@@ -179,9 +179,7 @@ class RxQueue(ABC):
                     last = time.monotonic()
                 if napi.is_stopping and not napi.wait(0):
                     return
-            elif self._is_finished() or (
-                not (busy_s and time.monotonic() - last < busy_s) and not napi.wait(timeout)
-            ):
+            elif self._is_finished() or (not (busy_s and time.monotonic() - last < busy_s) and not napi.wait(timeout)):
                 return
 
     def run(
@@ -244,8 +242,10 @@ class RxQueue(ABC):
                 self._batch = None
             if self._owner not in (0, threading.get_ident()):
                 batch.drop()  # it died in a thread that must not touch the device: its pages go home
-            carry_out(self, batch)
-            self._flush()
+            try:
+                carry_out(self, batch)
+            finally:
+                self._flush()  # also when another queue's driver raised: this one's frames are posted
         finally:
             guard.leave()
 
@@ -295,9 +295,7 @@ class RxQueue(ABC):
     def _first_poll(self) -> None:
         if self._owner:
             me = threading.get_ident()
-            raise WrongThreadError(
-                f"{self!r} is polled by thread {self._owner}, not by {me}; claim() moves it"
-            )
+            raise WrongThreadError(f"{self!r} is polled by thread {self._owner}, not by {me}; claim() moves it")
         self.claim()
 
     def _begin(self, handler: Callable[[XdpBatch], object] | None) -> None:

@@ -46,10 +46,7 @@ class InterruptGuard:
         Context: any thread; from another than the main thread only the user is counted.
         """
         self._users += 1
-        if (
-            threading.current_thread() is self._main
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
+        if threading.current_thread() is self._main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._handle)
 
     def uninstall(self) -> None:

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pagepool.errors import WrongThreadError
-from pagepool.napi.sleeper import Sleeper, WokenBy
-from pagepool.napi.stats import NapiStats
+from pagepool.napi.state import NapiState
 
 __all__ = ["NAPI_POLL_WEIGHT", "Napi"]
 
@@ -30,7 +29,7 @@ class _HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
-class Napi:
+class Napi(NapiState):
     """One NAPI instance.
 
     Parameters
@@ -71,87 +70,21 @@ class Napi:
     ) -> None:
         if weight < 1:
             raise ValueError(f"weight {weight}: a poll needs a budget of at least 1")
+        super().__init__(fd if fd is None or isinstance(fd, int) else fd.fileno())
         self.id = next(_napi_ids)
         self.name = name or f"napi-{self.id}"
         self.weight = weight
-        self.stats = NapiStats()
         self._poll = poll
-        self._fd = fd if fd is None or isinstance(fd, int) else fd.fileno()
-        self._lock = threading.Lock()
-        self._scheduled = False
-        self._missed = False
-        self._completed = False  # by the poll function itself, in the poll in progress
-        self._stop = False
-        self._sleeping = False
-        self._closed = False
         self._owner = 0
-        self._sleeper: Sleeper | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "scheduled" if self._scheduled else "idle"
         return f"<Napi {self.name}, weight {self.weight}, {state}>"
 
     @property
-    def is_scheduled(self) -> bool:
-        """bool : whether the next run polls before it sleeps."""
-        return self._scheduled
-
-    @property
-    def is_stopping(self) -> bool:
-        """bool : whether `stop` was called and no run or wait has obeyed it yet."""
-        return self._stop
-
-    @property
     def owner(self) -> int:
         """int : ident of the thread inside `run` or `poll`, 0 if none."""
         return self._owner
-
-    def schedule(self) -> bool:
-        """Ask for a poll; the kernel's ``napi_schedule``.
-
-        Returns
-        -------
-        bool
-            True if the instance was not scheduled before. False if it was (the call is remembered), or is
-            closed.
-
-        Context: any thread, or a callback inside the poll; never blocks for long.
-        """
-        with self._lock:
-            if self._closed:
-                return False
-            if self._scheduled:
-                self._missed = True
-                return False
-            self._scheduled = True
-            wake = self._sleeping
-        if wake:
-            self._wake()
-        return True
-
-    def complete_done(self, work_done: int) -> bool:
-        """Say that the device is drained; the kernel's ``napi_complete_done``.
-
-        Parameters
-        ----------
-        work_done : int
-            Frames done in this poll; only for the reader, as in the kernel without GRO.
-
-        Returns
-        -------
-        bool
-            True: the instance is idle, wake-ups count again. False: it was scheduled meanwhile and is polled
-            again.
-        """
-        with self._lock:
-            self._completed = True
-            if self._missed:
-                self._missed = False
-                self.stats.missed += 1
-                return False
-            self._scheduled = False
-            self.stats.completions += 1
-            return True
 
     def poll(self, budget: int | None = None) -> int:
         """Poll once, scheduled or not; unscheduled it is a busy poll.
@@ -171,12 +104,12 @@ class Napi:
         WrongThreadError
             While another thread polls or runs this instance.
         """
-        taken = self._take()
+        nested = self._owner == threading.get_ident()
         try:
+            self._take()
             return self._poll_once(self.weight if budget is None else budget)
         finally:
-            if taken:
-                self._owner = 0
+            self._release(nested)
 
     def run(
         self,
@@ -217,15 +150,15 @@ class Napi:
         An exception of the poll function, and Ctrl-C, end the run and leave the instance scheduled: a later
         run goes on where this one was. A `stop` that comes when nothing runs ends the next run at its start.
         """
-        taken = self._take()
+        nested = self._owner == threading.get_ident()
         try:
-            return self._run(until, seconds, self.weight if budget is None else budget, busy_poll_us * 1e3)
+            self._take()
+            try:
+                return self._run(until, seconds, self.weight if budget is None else budget, busy_poll_us * 1e3)
+            finally:
+                self._stop = False
         finally:
-            self._stop = False
-            if taken:
-                self._owner = 0
-            if self._closed:
-                self._close_sleeper()
+            self._release(nested)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until scheduled; for a loop that polls by itself.
@@ -240,8 +173,9 @@ class Napi:
         bool
             True if it is scheduled. False after the timeout, or a `stop`, which is thereby obeyed.
         """
-        taken = self._take()
+        nested = self._owner == threading.get_ident()
         try:
+            self._take()
             deadline = None if timeout is None else time.monotonic() + timeout
             while not self._scheduled:
                 left = None if deadline is None else deadline - time.monotonic()
@@ -251,18 +185,7 @@ class Napi:
             stopped, self._stop = self._stop, False
             return self._scheduled and not stopped
         finally:
-            if taken:
-                self._owner = 0
-            if self._closed:
-                self._close_sleeper()
-
-    def stop(self) -> None:
-        """End the run in progress, or the next one, after the poll in progress. Context: any thread."""
-        with self._lock:
-            self._stop = True
-            wake = self._sleeping
-        if wake:
-            self._wake()
+            self._release(nested)
 
     def close(self) -> None:
         """Stop for good and close the descriptors made here. Idempotent; the device's `fd` stays open."""
@@ -275,9 +198,7 @@ class Napi:
         elif not self._owner:
             self._close_sleeper()  # else the run does when it ends
 
-    def _run(
-        self, until: Callable[[], bool] | None, seconds: float | None, budget: int, idle_ns: float
-    ) -> int:
+    def _run(self, until: Callable[[], bool] | None, seconds: float | None, budget: int, idle_ns: float) -> int:
         deadline = None if seconds is None else time.monotonic_ns() + int(seconds * 1e9)
         total = 0
         last_work_ns = time.monotonic_ns()
@@ -303,6 +224,7 @@ class Napi:
                 self._scheduled = not self._closed
             stats.busy_polls += 1
         self._completed = False
+        self._timer = None
         work = int(self._poll(budget))
         stats.polls += 1
         stats.work += work
@@ -317,51 +239,22 @@ class Napi:
             self.complete_done(work)
         return work
 
-    def _sleep(self, timeout: float | None) -> None:
-        if self._sleeper is None:
-            self._sleeper = Sleeper(self._fd)
-        with self._lock:
-            # Pairs with the lock in `schedule` and `stop`: either they see _sleeping and wake, or this sees
-            # them.
-            if self._scheduled or self._stop:
-                return
-            self._sleeping = True
-        self.stats.sleeps += 1
-        try:
-            woken_by = self._sleeper.sleep(timeout)
-        finally:
-            with self._lock:
-                self._sleeping = False
-        if woken_by is WokenBy.DEVICE:
-            self.stats.fd_events += 1
-            self.schedule()
-        elif woken_by is WokenBy.WAKE:
-            self.stats.wakeups += 1
-        else:
-            self.stats.timeouts += 1
-
-    def _close_sleeper(self) -> None:
-        sleeper, self._sleeper = self._sleeper, None
-        if sleeper is not None:
-            sleeper.close()
-
-    def _wake(self) -> None:
-        sleeper = self._sleeper
-        if sleeper is not None:
-            sleeper.wake()
-
-    def _take(self) -> bool:
-        """Become the owner; False if this thread already is (a poll inside a run)."""
+    def _take(self) -> None:
+        """Become the owner, or be it already: a poll inside a run."""
         me = threading.get_ident()
         with self._lock:
             if self._closed:
                 raise ValueError(f"{self.name} is closed")
-            if self._owner == me:
-                return False
-            if self._owner:
+            if self._owner not in (0, me):
                 raise WrongThreadError(f"{self.name} is run by thread {self._owner}, not by {me}")
             self._owner = me
-        return True
+
+    def _release(self, nested: bool) -> None:
+        """Stop being the owner, unless a caller further out is; right also when `_take` raised or was interrupted."""
+        if not nested and self._owner == threading.get_ident():
+            self._owner = 0
+            if self._closed:
+                self._close_sleeper()
 
     def _report_over_budget(self, work: int, budget: int) -> None:
         self.stats.over_budget += 1

@@ -146,12 +146,16 @@ class XdpBatch(FrameSet):
             raise ValueError("a frame to keep does not lie in its page: its length or offset was overwritten")
         page, offsets = self._driver.pool.page, self.offsets
         pages = []
+        self._kept = already
         for i in chosen.nonzero()[0].tolist():
-            # One at a time, marked as soon as it is handed out: if the next handle cannot be made, nothing is
-            # owned twice.
-            pages.append(page(int(self.ids[i]), int(offsets[i]), int(self.lengths[i])))
-            already[i] = True
-            self._kept = already
+            try:
+                pages.append(page(int(self.ids[i]), int(offsets[i]), int(self.lengths[i])))
+                already[i] = True
+            except BaseException:
+                # Ctrl-C may come after the handle was made: it dies and takes the page home. To put a page that is
+                # home does nothing, to send it would be wrong.
+                self.verdicts[i] = _DROP
+                raise
         return pages
 
     def complete(self) -> None:

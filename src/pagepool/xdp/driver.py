@@ -108,6 +108,9 @@ class XdpDriver(Protocol):
         `source` is the pool of the frames: the accepted ones go back there, never to this queue's own pool. A
         driver whose device cannot reach the memory of `source` copies and puts the page at once.
 
+        A driver may have an ``xdp_flush()`` too, the kernel's ``xdp_do_flush``: it is called once per batch, after all
+        frames of it have found their place, and may raise.
+
         Context: the owner thread of the *other* queue. The driver locks what it must.
         """
 

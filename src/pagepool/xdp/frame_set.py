@@ -156,8 +156,10 @@ class FrameSet:
 
     def inside_page(self) -> npt.NDArray[np.bool_] | None:
         """Return which frames lie in their page, None for all of them (lengths and offsets are writable)."""
-        ends = np.add(self.lengths, self._offset if self._offsets is None else self._offsets, dtype=np.int64)
         limit = self._driver.memory.page_bytes
+        if self._offsets is None and len(self.lengths) and int(np.maximum.reduce(self.lengths)) + self._offset <= limit:
+            return None
+        ends = np.add(self.lengths, self._offset if self._offsets is None else self._offsets, dtype=np.int64)
         return None if int(ends.max(initial=0)) <= limit else ends <= limit
 
     def _adjust(self, head: int, shrink: int, mask: Any) -> None:

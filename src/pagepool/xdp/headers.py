@@ -62,7 +62,7 @@ class Headers:
     -----
     A frame shorter than ``at + n_bytes`` has a row too: the bytes beyond its length are whatever the page
     held before. `valid` says which rows are wholly inside their frame; a parser that may meet runts uses
-    ``h[:, 23] == 17 & h.valid``.
+    ``(h[:, 23] == 17) & h.valid``.
 
     A gathered column of 64 frames costs about a microsecond. An array made by a row index shares memory with
     the page: after the batch is completed it is safe to touch, but shows (and changes) whatever the page is
@@ -231,9 +231,7 @@ class Headers:
         if dtype.hasobject or dtype.itemsize == 0:
             raise TypeError(f"a field of a frame cannot be {dtype}")
         if not 0 <= at <= self.n_bytes - dtype.itemsize:
-            raise IndexError(
-                f"bytes {at} to {at + dtype.itemsize} are outside a window of {self.n_bytes} bytes"
-            )
+            raise IndexError(f"bytes {at} to {at + dtype.itemsize} are outside a window of {self.n_bytes} bytes")
         flat = self._memory.flat
         if self._offsets is None:
             first = self._offset + self.at + at

@@ -94,9 +94,7 @@ class XdpRxqInfo:
     def __repr__(self) -> str:
         if not self._registered:
             return "<XdpRxqInfo, not registered>"
-        return (
-            f"<XdpRxqInfo {self.netdev} queue {self.queue_index}, {self.mem_type.name}, mem id {self.mem_id}>"
-        )
+        return f"<XdpRxqInfo {self.netdev} queue {self.queue_index}, {self.mem_type.name}, mem id {self.mem_id}>"
 
     @property
     def is_registered(self) -> bool:
@@ -119,13 +117,9 @@ class XdpRxqInfo:
             ``ENODEV`` without a netdev, ``EINVAL`` for a negative queue or NAPI id.
         """
         if not netdev:
-            raise XdpRxqError(
-                errno.ENODEV, "xdp_rxq_info_reg", f"queue {queue_index}", "give the interface's name"
-            )
+            raise XdpRxqError(errno.ENODEV, "xdp_rxq_info_reg", f"queue {queue_index}", "give the interface's name")
         if queue_index < 0 or napi_id < 0:
-            raise XdpRxqError(
-                errno.EINVAL, "xdp_rxq_info_reg", f"{netdev} queue {queue_index}", "ids are not negative"
-            )
+            raise XdpRxqError(errno.EINVAL, "xdp_rxq_info_reg", f"{netdev} queue {queue_index}", "ids are not negative")
         self.unreg()
         self.netdev, self.queue_index, self.napi_id = netdev, queue_index, napi_id
         self._registered = True
@@ -162,9 +156,7 @@ class XdpRxqInfo:
             self.mem_type = mem_type
             return
         if mem_type is not MemType.PAGE_POOL or not hasattr(allocator, "get_user"):
-            raise XdpRxqError(
-                errno.EINVAL, call, obj, f"{mem_type.name} cannot take {type(allocator).__name__}"
-            )
+            raise XdpRxqError(errno.EINVAL, call, obj, f"{mem_type.name} cannot take {type(allocator).__name__}")
         mem_id = _mem_ids.get()
         if mem_id == 0:
             raise XdpRxqError(errno.ENOSPC, call, obj, "65533 memory models are registered")

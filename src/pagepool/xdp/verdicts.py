@@ -78,6 +78,11 @@ def _carry_out_each(driver: XdpDriver, batch: XdpBatch, kept: _Mask | None) -> N
         handover.error = handover.error or error
     driver.pool.put_bulk(batch.ids[handover.back])
     batch.mark_completed()
+    for target in batch.targets:
+        try:
+            getattr(target, "xdp_flush", _nothing)()
+        except BaseException as error:
+            handover.error = handover.error or error
     if handover.error is not None:
         raise handover.error
 
@@ -117,20 +122,23 @@ def _hand_over(driver: XdpDriver, batch: XdpBatch, handover: _Handover) -> None:
 class _Handover:
     """Give frames away and remember which of them found no taker."""
 
-    __slots__ = ("back", "batch", "error", "kept")
+    __slots__ = ("back", "batch", "error", "inside", "kept", "looked")
 
     def __init__(self, batch: XdpBatch, kept: _Mask | None) -> None:
         self.batch = batch
         self.kept = kept
         self.back = np.ones(len(batch), np.bool_) if kept is None else ~kept
         self.error: BaseException | None = None
+        self.inside: _Mask | None = None
+        self.looked = False
 
     def give(self, taker: _Taker, rows: _Rows, stats: XdpStats) -> tuple[int, int]:
         """Return how many of `rows` were accepted and how many found no room; the ill-formed are aborted."""
         batch = self.batch
-        inside = batch.inside_page()
-        if inside is not None:
-            asked, rows = len(rows), rows[inside[rows]]
+        if not self.looked:
+            self.inside, self.looked = batch.inside_page(), True
+        if self.inside is not None:
+            asked, rows = len(rows), rows[self.inside[rows]]
             stats.aborted += asked - len(rows)
         fit = len(rows)
         if fit == 0:
@@ -145,8 +153,12 @@ class _Handover:
             # on.
             self.error = self.error or error
             accepted = 0
-        self.back[rows[:accepted]] = False
+        self.back[rows if accepted == fit else rows[:accepted]] = False
         return accepted, fit - accepted
+
+
+def _nothing() -> None:
+    """The flush of a driver that sends at once."""
 
 
 def _xmit_to(target: XdpDriver, source: XdpDriver) -> _Taker:

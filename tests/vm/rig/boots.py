@@ -62,7 +62,8 @@ BOOTS = [
         "virtio_iommu",
         KERNEL_NEWEST,
         "virtio",
-        ("iommu.strict=1",),
+        # Until the IOMMU's module is loaded its devices must wait for it, however slow the host.
+        ("iommu.strict=1", "deferred_probe_timeout=3600"),
         "virtio_iommu_report_fault",
         {"vfio_iommu_type1": "allow_unsafe_interrupts=1"},  # virtio-iommu does not remap interrupts
     ),

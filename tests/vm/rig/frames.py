@@ -17,9 +17,8 @@ from collections.abc import Iterable
 from ..guest.support.frames import HOST_MAC, echo_of, make_frame
 
 SOCKET_BUFFER_BYTES = 4 << 20
-QUIET_SECONDS = (
-    20.0  # emulation on a busy machine stalls for seconds; a frame is lost when nothing came for so long
-)
+# Emulation on a busy machine stalls for seconds: a frame counts as lost when nothing came for so long.
+QUIET_SECONDS = 60.0
 ETHERTYPE_IPV4 = b"\x08\x00"
 
 

@@ -7,7 +7,9 @@ n frames come.
 
 from pagepool.drivers.loopback.bus import BusError, DmaBus, HostBus
 from pagepool.drivers.loopback.nic import LoopbackNic
-from pagepool.drivers.loopback.queue import LoopbackQueue, LoopbackStats
+from pagepool.drivers.loopback.pool import make_pool
+from pagepool.drivers.loopback.queue import LoopbackQueue
+from pagepool.drivers.loopback.queue_stats import LoopbackStats
 from pagepool.drivers.loopback.rss import rss_hash
 from pagepool.drivers.loopback.sources import FrameBlock, FrameSource
 from pagepool.drivers.loopback.udp_flows import NUMBER_AT, UdpFlows
@@ -23,5 +25,6 @@ __all__ = [
     "LoopbackQueue",
     "LoopbackStats",
     "UdpFlows",
+    "make_pool",
     "rss_hash",
 ]

@@ -9,12 +9,13 @@ nothing.
 from __future__ import annotations
 
 import errno
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pagepool._core.params import PAGE_SIZE
+from pagepool.dma.bus import DmaBus, bus_of
 from pagepool.errors import DeviceError
 from pagepool.xdp import FrameMemory
 from pagepool.xdp.driver import FramePool, U8Array
@@ -26,17 +27,6 @@ _Ints = npt.NDArray[Any]
 
 class BusError(DeviceError):
     """The NIC accessed a `dma_addr` that is not its to access."""
-
-
-@runtime_checkable
-class DmaBus(Protocol):
-    """What a bus offers to a device."""
-
-    def dma_write(self, dma_addr: int, data: Any) -> None:
-        """Write bytes to memory, as the device."""
-
-    def dma_read(self, dma_addr: int, size_bytes: int) -> bytes:
-        """Read `size_bytes` bytes of memory, as the device."""
 
 
 class HostBus:
@@ -95,12 +85,10 @@ class HostBus:
         probe = int(dma_addrs[0])
         for base, end, memory in self._memories:
             if base <= probe < end:
-                at = (dma_addrs - np.uint64(base)).astype(np.int64)
-                if int(at.min()) >= 0 and int(at.max()) + width <= end - base:
-                    return memory, at
-        raise BusError(
-            errno.EFAULT, "DMA at", f"dma_addr {probe:#x}", "a burst leaves the memory of its pool"
-        )
+                at = dma_addrs - np.uint64(base)  # below the base it wraps round and is too large
+                if int(at.max()) + width <= end - base:
+                    return memory, at.view(np.int64)
+        raise BusError(errno.EFAULT, "DMA at", f"dma_addr {probe:#x}", "a burst leaves the memory of its pool")
 
 
 def write_frames(bus: DmaBus, dma_addrs: _Ints, rows: U8Array, lengths: _Ints) -> None:
@@ -119,14 +107,9 @@ def read_frames(bus: DmaBus, dma_addrs: _Ints, lengths: _Ints) -> list[bytes]:
 
 
 def bus_for(pool: FramePool) -> DmaBus:
-    """Return the bus of a pool: its device where that can read and write, else the host's.
+    """Return the bus of a pool: its device's or that of a layer in front of it, else the host's.
 
-    Raises
-    ------
-    DeviceError
-        ``EINVAL``: the pool's device translates and offers no ``dma_write`` and ``dma_read``.
+    A device that translates and cannot read or write needs a bus of its own: on the host's, its first access is a
+    `BusError`.
     """
-    device = pool.params.dev
-    if isinstance(device, DmaBus):
-        return device
-    return HostBus(pool)
+    return bus_of(pool.params.dev) or HostBus(pool)

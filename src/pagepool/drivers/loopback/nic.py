@@ -77,7 +77,12 @@ class LoopbackNic:
         self.ports = [PortPair(rx_ring, tx_ring, sink) for _ in range(queues)]
         self._queues: dict[int, LoopbackQueue] = {}
         self._table = np.arange(_TABLE_SIZE) % queues
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a source may be a generator that looks at this NIC
+
+    @property
+    def has_more(self) -> bool:
+        """bool : whether a queue that polls may get more from the source."""
+        return self.pull and not self.exhausted
 
     def __repr__(self) -> str:
         return f"<LoopbackNic {self.name}, {len(self.ports)} queues>"
@@ -97,12 +102,10 @@ class LoopbackNic:
             How many reached a queue; the others were dropped there and counted.
         """
         taken = delivered = 0
-        while taken < n:
-            block = self._take(min(n - taken, 4 * _BURST))
-            if block is None:
-                break
-            taken += len(block.lengths)
-            delivered += self._deliver(block)
+        with self._lock:
+            while taken < n and (block := self._take(min(n - taken, 4 * _BURST))) is not None:
+                taken += len(block.lengths)
+                delivered += self._deliver(block)
         return delivered
 
     def inject(self, frames: Iterable[bytes]) -> int:
@@ -115,8 +118,10 @@ class LoopbackNic:
 
         Return how many reached any queue.
         """
-        block = self._take(n) if self.pull else None
-        return 0 if block is None else self._deliver(block)
+        # Taken and delivered under one lock: whoever sees `exhausted` knows that every frame is where it belongs.
+        with self._lock:
+            block = self._take(n) if self.pull else None
+            return 0 if block is None else self._deliver(block)
 
     def close(self) -> None:
         """Close every queue that is open. Idempotent."""
@@ -153,15 +158,11 @@ class LoopbackNic:
             self._queues.pop(index, None)
 
     def _take(self, n: int) -> FrameBlock | None:
-        with self._lock:
-            if self.exhausted or self.source is None:
-                return None
-            block = self.source.take(n)
-            self.exhausted = block is None
-            # Another thread may ask the source again before this block is written to memory.
-            if block is not None and len(self.ports) > 1:
-                return FrameBlock(block.rows.copy(), block.lengths)
-            return block
+        if self.exhausted or self.source is None:
+            return None
+        block = self.source.take(n)
+        self.exhausted = block is None
+        return block
 
     def _deliver(self, block: FrameBlock) -> int:
         if len(self.ports) == 1:

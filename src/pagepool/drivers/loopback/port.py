@@ -22,6 +22,7 @@ from pagepool.drivers.loopback.rings import (
 )
 from pagepool.drivers.loopback.sinks import FrameSink
 from pagepool.drivers.loopback.sources import FrameBlock
+from pagepool.xdp.driver import U8Array, U32Array
 
 __all__ = ["PortPair", "PortStats"]
 
@@ -138,7 +139,7 @@ class PortPair:
             self.wire(frames)  # outside the lock: it may be another NIC, or end in this one
         return n
 
-    def _fitting(self, rows: np.ndarray, lengths: np.ndarray) -> FrameBlock:  # type: ignore[type-arg]
+    def _fitting(self, rows: U8Array, lengths: U32Array) -> FrameBlock:
         fits = (lengths <= self.buffer_bytes) & (lengths > 0)
         self.stats.rx_length_errors += len(rows) - int(np.count_nonzero(fits))
         return FrameBlock(rows[fits, : self.buffer_bytes], lengths[fits])

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""`LoopbackQueue`: one queue of the software NIC, with the whole machinery of a real one, no privilege and no kernel feature.
+"""`LoopbackQueue`: one queue of the software NIC, with the whole machinery of a real one and no privilege.
 
-The driver: it joins a pool, the rings, NAPI and batches, and moves no byte of a frame. Invariant: a page of its pool is in one place: posted to the
-device, in the live batch, posted for sending, kept by the user, or home.
+The driver: it joins a pool, the rings, NAPI and batches, and moves no byte of a frame. Invariant: a page of its pool is
+in one place: posted to the device, in the live batch, posted for sending, kept by the user, or home.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pagepool import DmaDir, PagePool, PPFlag
-from pagepool._core.params import PAGE_SIZE
-from pagepool.dma.host import HostDevice
+from pagepool import DmaDir, PagePool
 from pagepool.drivers.loopback.bus import DmaBus, HostBus, bus_for
 from pagepool.drivers.loopback.nic import LoopbackNic
+from pagepool.drivers.loopback.pool import check_pool, make_pool
 from pagepool.drivers.loopback.port import PortPair
+from pagepool.drivers.loopback.queue_stats import LoopbackStats
 from pagepool.drivers.loopback.rx_ring import RxRing
 from pagepool.drivers.loopback.sinks import as_sink
 from pagepool.drivers.loopback.tx_ring import TxRing
@@ -28,48 +27,9 @@ from pagepool.errors import DeviceError
 from pagepool.xdp import XdpBatch
 from pagepool.xdp.driver import FramePool, U32Array, U64Array
 
-__all__ = ["XDP_PACKET_HEADROOM", "LoopbackQueue", "LoopbackStats"]
+__all__ = ["LoopbackQueue"]
 
-XDP_PACKET_HEADROOM = 256
-
-
-@dataclass(frozen=True, slots=True)
-class LoopbackStats:
-    """Figures of one queue.
-
-    Attributes
-    ----------
-    rx_frames, rx_bytes, rx_dropped, rx_length_errors, tx_frames, tx_bytes : int
-        The device's counters, see `PortStats`.
-    alloc_failed : int
-        Refills that the pool could not fill.
-    xdp, napi, pool : dict of str to int
-        Verdicts, polls, and the pool's figures.
-    """
-
-    rx_frames: int
-    rx_bytes: int
-    rx_dropped: int
-    rx_length_errors: int
-    tx_frames: int
-    tx_bytes: int
-    alloc_failed: int
-    xdp: dict[str, int]
-    napi: dict[str, int]
-    pool: Any
-
-
-def make_pool(ring_size: int, **fields: Any) -> PagePool:
-    """Make a pool as a queue of this driver wants it: mapped for the host, both directions, a headroom of 256 bytes."""
-    settings: dict[str, Any] = {
-        "flags": PPFlag.DMA_MAP,
-        "dev": HostDevice("loopback"),
-        "dma_dir": DmaDir.BIDIRECTIONAL,
-        "pool_size": ring_size,
-        "offset": XDP_PACKET_HEADROOM,
-        "max_len": PAGE_SIZE - XDP_PACKET_HEADROOM,
-    }
-    return PagePool(**(settings | fields))
+_STARVED_S = 0.001  # time to the next look when the pool has no page
 
 
 class LoopbackQueue(RxQueue):
@@ -84,7 +44,8 @@ class LoopbackQueue(RxQueue):
     queue : int
         Hardware queue.
     pool : PagePool, optional
-        With ``DMA_MAP`` and, to send, ``BIDIRECTIONAL``; its `offset` is the headroom. Without one the queue makes its own and closes it.
+        With ``DMA_MAP`` and, to send, ``BIDIRECTIONAL``; its `offset` is the headroom. Without one the queue makes its
+        own and closes it.
     wire, stack : list, callable, PcapngWriter, LoopbackNic or None
         Where frames go that are sent, and that are passed up; see `as_sink`.
     bus : DmaBus, optional
@@ -100,8 +61,8 @@ class LoopbackQueue(RxQueue):
 
     Notes
     -----
-    Steady state: no page allocator call, no map, no system call; a batch of 64 frames costs some twenty microseconds, of which
-    half is the NIC's own copying.
+    Steady state: no page allocator call, no map, no system call; a batch of 64 frames costs some twenty microseconds,
+    of which half is the NIC's own copying.
 
     Context: see `RxQueue`. A redirect to this queue may come from another queue's thread.
     """
@@ -132,7 +93,7 @@ class LoopbackQueue(RxQueue):
         try:
             if pool is None:
                 pool = self._own_pool = make_pool(self.port.rx.size)
-            headroom = _check_pool(pool)
+            headroom = check_pool(pool)
             self._bus = bus or bus_for(pool)
             self._stack = stack_sink
             self._headroom = headroom
@@ -154,28 +115,50 @@ class LoopbackQueue(RxQueue):
     def _receive(self, budget: int) -> XdpBatch | None:
         self._tx.put_sent()
         self._rx.refill()
-        frames = self._rx.collect(budget)
+        frames = self._rx.collect(budget) if self.port.rx.head != self._rx.clean else self._pull(budget)
         if frames is None:
-            # The wire is as fast as this queue: what it has room for arrives now.
-            if not self.nic.feed(budget):
-                return None
-            frames = self._rx.collect(budget)
-            if frames is None:  # RSS sent it all to other queues
-                if not self.nic.exhausted:
-                    self.napi.schedule()
-                return None
+            return None
         ids, lengths = frames
-        if len(ids) < budget and not self.nic.exhausted and self.nic.pull:
+        if len(ids) < budget and self.nic.has_more:
             self.napi.schedule()  # fewer than it could have been, but not the last
+        batch = XdpBatch(self, ids, lengths, self._headroom)  # from here on nothing that raises can lose them
         if self._sync:
             for page_id, length in zip(ids.tolist(), lengths.tolist(), strict=True):
                 self.pool.dma_sync_for_cpu(page_id, self._headroom - self.pool.params.offset, length)
-        return XdpBatch(self, ids, lengths, self._headroom)
+        return batch
+
+    def _pull(self, budget: int) -> tuple[U32Array, U32Array] | None:
+        """Let come what there is room for: the wire is as fast as this queue, and loses nothing by being faster."""
+        room = min(budget, self.port.rx.nr_posted)
+        if room == 0:
+            # The pool gave no page. Nobody tells when it has some again: look later, as virtio_net does.
+            self.napi.schedule_after(_STARVED_S)
+            return None
+        if not self.nic.feed(room):
+            self._clear_event()
+            return None
+        frames = self._rx.collect(budget)
+        if frames is None and self.nic.has_more:
+            self.napi.schedule()  # RSS sent it all to other queues
+        return frames
 
     def interrupt(self) -> None:
         """Say that frames have come; the NIC calls this from any thread."""
-        if self.napi.schedule() and self._event_fd >= 0:
+        self.napi.schedule()
+        self._set_event()
+
+    def _set_event(self) -> None:
+        if self._event_fd >= 0:
             os.eventfd_write(self._event_fd, 1)
+
+    def _clear_event(self) -> None:
+        if self._event_fd >= 0:
+            try:
+                os.eventfd_read(self._event_fd)
+            except BlockingIOError:
+                return
+            if self.port.rx.head != self._rx.clean:
+                self._set_event()  # a frame came in between
 
     def _is_finished(self) -> bool:
         return self.nic.exhausted and self.nic.source is not None and self._rx.clean == self.port.rx.head
@@ -198,9 +181,11 @@ class LoopbackQueue(RxQueue):
                 self._bus.attach(source)
             elif source.params.dev is not self.pool.params.dev:
                 return 0
-        accepted = self._post(source, ids, lengths, offsets)
+        return self._post(source, ids, lengths, offsets)
+
+    def xdp_flush(self) -> None:
+        """Send what `xdp_xmit` has queued."""
         self._flush()
-        return accepted
 
     def pass_to_stack(self, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
         """Copy frames to the stack's sink and put their pages."""
@@ -241,8 +226,7 @@ class LoopbackQueue(RxQueue):
         """Return a descriptor that becomes readable when frames have come; `napi` does not need it."""
         if self._event_fd < 0:
             self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            if self.napi.is_scheduled or not self.nic.exhausted:
-                os.eventfd_write(self._event_fd, 1)
+            self._set_event()  # the first look is free
         return self._event_fd
 
     def stats(self) -> LoopbackStats:
@@ -266,11 +250,3 @@ class LoopbackQueue(RxQueue):
             self._event_fd = -1
         if self._own_pool is not None:
             self._own_pool.close()
-
-
-def _check_pool(pool: Any) -> int:
-    """Return the headroom, or say what is wrong with the pool."""
-    params = pool.params
-    if PPFlag.DMA_MAP not in params.flags:
-        raise ValueError("the pool of a queue must be mapped: flags=PPFlag.DMA_MAP and a dev")
-    return int(params.offset)

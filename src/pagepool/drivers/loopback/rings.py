@@ -43,6 +43,7 @@ TX_DESCRIPTOR = np.dtype(
 )
 STATUS_DD = 1  # descriptor done: it is the driver's again
 STATUS_EOP = 2  # end of packet: the frame is whole
+_DONE = bytes((STATUS_DD, STATUS_DD | STATUS_EOP))
 
 
 class DescriptorRing:
@@ -99,9 +100,9 @@ class DescriptorRing:
         """
         done = 0
         for span in self.spans(first, limit):
-            flags = self.status[span] & STATUS_DD
-            count = int(np.count_nonzero(flags))
-            if count < len(flags):
-                return done + int(flags.argmin())
-            done += count
+            # Bytes of the statuses at the front that have DD: an order faster than three array operations.
+            raw = self.status[span].tobytes()
+            done += len(raw) - len(raw.lstrip(_DONE))
+            if raw[-1] not in _DONE:
+                break
         return done

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Receive side scaling: the Toeplitz hash over addresses and ports of many frames at once, as NICs compute it.
 
-Only the hash; which queue it means is the NIC's table. Invariant: frames of one flow have one hash. Verified against the published test
-vectors of the RSS specification.
+Only the hash; which queue it means is the NIC's table. Invariant: frames of one flow have one hash. Verified against
+the published test vectors of the RSS specification.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from pagepool.xdp.driver import U8Array, U32Array
 __all__ = ["DEFAULT_KEY", "rss_hash"]
 
 #: The key of the specification's test vectors, and the default of many drivers.
-DEFAULT_KEY = bytes.fromhex(
-    "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa"
-)
+DEFAULT_KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
 
 _ETH, _IPV4, _IPV6 = 14, 0x0800, 0x86DD
 _TCP, _UDP = 6, 17
@@ -52,8 +50,8 @@ def rss_hash(rows: U8Array, lengths: U32Array) -> U32Array:
     Returns
     -------
     (n,) uint32
-        Over both addresses and both ports of TCP and UDP, over the addresses alone of other IP packets and of fragments (whose
-        ports are elsewhere), 0 for what is not IP.
+        Over both addresses and both ports of TCP and UDP, over the addresses alone of other IP packets and of fragments
+        (whose ports are elsewhere), 0 for what is not IP.
     """
     n, width = rows.shape
     hashes = np.zeros(n, np.uint32)

@@ -37,9 +37,7 @@ def as_sink(sink: Any, *, outbound: bool) -> FrameSink | None:
     if hasattr(sink, "inject"):
         return sink.inject  # type: ignore[no-any-return]
     if not callable(sink):
-        raise TypeError(
-            f"frames go to a list, a callable, a PcapngWriter or a NIC, not {type(sink).__name__}"
-        )
+        raise TypeError(f"frames go to a list, a callable, a PcapngWriter or a NIC, not {type(sink).__name__}")
     function = sink
 
     def each(frames: list[bytes]) -> None:

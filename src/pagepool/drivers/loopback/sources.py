@@ -63,10 +63,21 @@ class Frames:
 
     def __init__(self, frames: Iterable[Any]) -> None:
         self._frames: Iterator[Any] = iter(frames)
+        self._error: Exception | None = None
 
     def take(self, n: int) -> FrameBlock | None:
-        """Return the next frames."""
-        frames = [bytes(frame) for frame in islice(self._frames, n)]
+        """Return the next frames. An error of the iterable comes after the frames before it, once."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        frames: list[bytes] = []
+        try:
+            for frame in islice(self._frames, n):
+                frames.append(bytes(frame))
+        except Exception as caught:
+            if not frames:
+                raise
+            self._error = caught
         return block_of(frames) if frames else None
 
 
@@ -77,7 +88,5 @@ def as_source(source: Any) -> FrameSource:
     if isinstance(source, (str, os.PathLike)):
         return Frames(frame.data for frame in read_capture(source))
     if isinstance(source, (bytes, bytearray)) or not isinstance(source, Iterable):
-        raise TypeError(
-            f"frames come from a path, an iterable of bytes or a FrameSource, not {type(source).__name__}"
-        )
+        raise TypeError(f"frames come from a path, an iterable of bytes or a FrameSource, not {type(source).__name__}")
     return Frames(source)

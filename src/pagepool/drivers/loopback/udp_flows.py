@@ -123,9 +123,7 @@ def _make_bank(flow: npt.NDArray[np.int64], is_udp: npt.NDArray[np.bool_], frame
     pseudo = _sum16(rows[:, 26:34]) + rows[:, 23] + (frame_bytes - 34)
     total = pseudo + _sum16(rows[:, 34:])
     checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-    checksum[checksum == 0] = (
-        0xFFFF  # 0 would say "not computed" in UDP, and both are zero in ones' complement
-    )
+    checksum[checksum == 0] = 0xFFFF  # 0 would say "not computed" in UDP, and both are zero in ones' complement
     _put16(rows, 40, np.where(is_udp, checksum, 0xFFFF))
     _put16(rows, 50, np.where(is_udp, 0, checksum))
     return rows

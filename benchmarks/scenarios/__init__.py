@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: MIT
+"""The scenarios, one a file, in the order of the table."""
+
+from benchmarks.scenarios import baseline, bulk, cross_thread, fast_path, handles, mempool, ptr_ring, slow
+
+__all__ = ["CASES"]
+
+#: What each scenario times. `baseline` always runs: the others are read against it.
+CASES = {
+    "baseline": baseline.cases,
+    "fast_path": fast_path.cases,
+    "ptr_ring": ptr_ring.cases,
+    "slow": slow.cases,
+    "cross_thread": cross_thread.cases,
+    "bulk": bulk.cases,
+    "handles": handles.cases,
+    "mempool": mempool.cases,
+}

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: MIT
+"""AF_XDP: a queue of a network interface in user space, with the pool's arena as its UMEM."""
+
+from pagepool.drivers.af_xdp.filter import FilterError
+from pagepool.drivers.af_xdp.queue import AfXdpQueue
+from pagepool.drivers.af_xdp.queue_stats import AfXdpStats
+from pagepool.drivers.rx_queue import QueueClosedError
+
+__all__ = ["AfXdpQueue", "AfXdpStats", "FilterError", "QueueClosedError"]

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""The attached steering program of one interface, shared by all queues of this process on it.
+
+An interface has room for one XDP program, but a process may open several of its queues: they share the
+program and its map, and the last to close detaches it. So all queues of an interface have one filter and one
+mode. Detaching needs no clean-up code to run: the link goes with the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from fcntl import ioctl
+from typing import Literal
+
+from pagepool.drivers.af_xdp.bpf import PerCpuArrayMap, XskMap
+from pagepool.drivers.af_xdp.bpf_program import XdpLink, XdpMode, XdpProgram
+from pagepool.drivers.af_xdp.filter import parse_filter
+from pagepool.drivers.af_xdp.xdp_program import (
+    COUNTER_PASSED,
+    COUNTER_REDIRECTED,
+    live_pass_code,
+    steering_code,
+)
+from pagepool.errors import DeviceError
+
+__all__ = ["Steering", "SteeringCounters", "WantedMode", "close_steering", "open_steering"]
+
+WantedMode = Literal["auto", "native", "generic"]
+
+_NR_QUEUES = 1024  # entries of the map, 8 bytes each; more than any device has
+_NR_COUNTERS = 3
+_FRAGS_MTU = 3000  # beyond it, native XDP wants a program that understands fragments (veth: from 3507 on)
+_SIOCGIFMTU = 0x8921
+_SOMEBODY_ELSE = (errno.EBUSY, errno.EEXIST, errno.ENODEV, errno.EPERM)
+
+
+@dataclass(frozen=True)
+class SteeringCounters:
+    """Frames of the interface: ``redirected`` to a socket of ours, ``passed`` to the kernel's stack."""
+
+    redirected: int
+    passed: int
+
+
+class Steering:
+    """Map, program and link of one interface. Made by `open_steering`.
+
+    Attributes
+    ----------
+    mode : {"native", "generic"}
+        Where the program really is.
+    fallback_reason : DeviceError or None
+        Why ``auto`` did not become native.
+    """
+
+    def __init__(self, ifname: str, ifindex: int, filter: str, mode: WantedMode) -> None:
+        self.ifname, self.ifindex, self.filter = ifname, ifindex, filter
+        self.fallback_reason: DeviceError | None = None
+        self.users = 0
+        self._xsks = XskMap(_NR_QUEUES)
+        self._counters = PerCpuArrayMap(_NR_COUNTERS)
+        self._frags = _mtu(ifname) > _FRAGS_MTU
+        self._program, self._link = self._attach(mode)
+        self.mode: XdpMode = self._link.mode
+        self._pass_program: XdpProgram | None = None
+
+    def insert(self, queue: int, socket_fd: int) -> None:
+        """Send the frames of `queue` that match to the socket from now on."""
+        self._xsks.insert(queue, socket_fd)
+
+    def remove(self, queue: int) -> None:
+        """Let the frames of `queue` go to the stack again."""
+        self._xsks.remove(queue)
+
+    def pass_frame(self, frame: memoryview, queue: int) -> None:
+        """Hand one frame to the stack, as received on `queue`; it is copied.
+
+        Raises
+        ------
+        DeviceError
+            EINVAL: shorter than 14 bytes, or longer than about 3400.
+
+        Notes
+        -----
+        Context: any thread that is in the interface's network namespace. One system call, some 50 us: what
+        one wants to pass in number should not match the filter in the first place.
+        """
+        if self._pass_program is None:
+            code = live_pass_code(self._counters, generic=self.mode == "generic")
+            self._pass_program = XdpProgram(code, "pp_pass")
+        self._pass_program.run_live(frame, 1, ifindex=self.ifindex, queue=queue)
+
+    def counters(self) -> SteeringCounters:
+        """Return what the program has counted so far, all queues together."""
+        sums = self._counters.sums()
+        return SteeringCounters(sums[COUNTER_REDIRECTED], sums[COUNTER_PASSED])
+
+    def close(self) -> None:
+        """Detach the program and give everything back. Idempotent."""
+        for part in (self._link, self._program, self._pass_program, self._xsks, self._counters):
+            if part is not None:
+                part.close()
+
+    def _attach(self, mode: WantedMode) -> tuple[XdpProgram, XdpLink]:
+        if mode != "auto":
+            return self._attach_as(mode)
+        try:
+            return self._attach_as("native")
+        except DeviceError as error:
+            if error.errno in _SOMEBODY_ELSE:
+                raise
+            self.fallback_reason = error
+            return self._attach_as("generic")
+
+    def _attach_as(self, mode: XdpMode) -> tuple[XdpProgram, XdpLink]:
+        code = steering_code(self._xsks, self._counters, self.filter, generic=mode == "generic")
+        program = XdpProgram(code, "pp_steering", frags=self._frags)
+        try:
+            return program, XdpLink(program, self.ifindex, mode, obj=self.ifname)
+        except BaseException:
+            program.close()
+            raise
+
+
+_lock = threading.Lock()
+_open: dict[tuple[int, int, int], Steering] = {}  # (namespace device, inode, ifindex)
+
+
+def open_steering(ifname: str, ifindex: int, filter: str = "all", mode: WantedMode = "auto") -> Steering:
+    """Attach the steering program, or take part in the one that this process has attached already.
+
+    Raises
+    ------
+    FilterError
+        The filter does not parse.
+    ValueError
+        Another queue of the interface is open with another filter or mode.
+    DeviceError
+        Somebody else's program is attached (EBUSY, EEXIST), no permission, and so on.
+
+    Notes
+    -----
+    Context: any thread, in the interface's network namespace. Pair with `close_steering`.
+    """
+    parse_filter(filter)
+    ns = os.stat("/proc/thread-self/ns/net")
+    key = (ns.st_dev, ns.st_ino, ifindex)
+    with _lock:
+        steering = _open.get(key)
+        if steering is None:
+            steering = _open[key] = Steering(ifname, ifindex, filter, mode)
+        elif steering.filter != filter:
+            raise ValueError(f"{ifname} has a queue open with filter {steering.filter!r}; all its queues share one")
+        elif mode not in ("auto", steering.mode):
+            raise ValueError(f"{ifname} has a queue open in {steering.mode} mode; {mode} is not possible beside it")
+        steering.users += 1
+        return steering
+
+
+def close_steering(steering: Steering) -> None:
+    """Give a part in the steering program back; the last one detaches it."""
+    with _lock:
+        steering.users -= 1
+        if steering.users > 0:
+            return
+        for key in [key for key, known in _open.items() if known is steering]:
+            del _open[key]
+    steering.close()
+
+
+def _abandon_after_fork() -> None:
+    """In a forked child: drop the inherited descriptors, or the child would keep the program attached."""
+    global _lock
+    _lock = threading.Lock()
+    for steering in _open.values():
+        steering.close()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_after_fork)
+
+
+def _mtu(ifname: str) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        raw = ioctl(control, _SIOCGIFMTU, struct.pack("=16s24x", ifname.encode()))
+    return int(struct.unpack_from("=i", raw, 16)[0])
