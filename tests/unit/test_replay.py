@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from pagepool.testing.replay import Mismatch, Recording, Replay, load, save
+from pagepool import Page, PagePool
+from pagepool.testing.recording import Recording, load, save
+from pagepool.testing.replay import Mismatch, Replay
 
 RECORDINGS = sorted((Path(__file__).parents[1] / "data").glob("*.json"))
 
@@ -84,3 +86,13 @@ def test_pinned_replay_runs_on_the_recorded_cpus() -> None:
     replay = Replay(a_recording("virtio_mixed"), pin=True)
     replay.run()
     assert not replay.ended_early
+
+
+@pytest.mark.parametrize("take", [PagePool.alloc_pages, PagePool.dev_alloc_pages])
+def test_an_empty_ring_counts_once_a_page(take: Callable[[PagePool], Page | None]) -> None:
+    """Found by a replay: a single page counted it once in the fast way and once more in the slow."""
+    with PagePool() as pool:
+        page = take(pool)
+        assert page is not None
+        assert (pool.stats().empty, pool.stats().slow) == (1, 1)
+        page.put()

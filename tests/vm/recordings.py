@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Keeps what the oracle recorded: ``python -m tests.vm newest --suite oracle | python -m tests.vm.recordings FOLDER``.
 
-Each recording becomes ``FOLDER/NAME.json`` as `pagepool.testing.replay` reads it; all other lines pass through.
+Each recording becomes ``FOLDER/NAME.json`` as `pagepool.testing.recording` reads it; all other lines pass through.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from pagepool.testing.replay import Recording, save
+from pagepool.testing.recording import Recording, save
 
 
 def main(folder: Path) -> None:

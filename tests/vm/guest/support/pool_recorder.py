@@ -6,7 +6,7 @@ at its entry (for what the caller decided) and at its return (for what the pool 
 events have one order over all CPUs. Calls of one pool that overlap in time have no order: `record` refuses them, and
 a workload must be made so that they do not happen.
 
-The format is that of `pagepool.testing.replay`.
+The format is that of `pagepool.testing.recording`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class PoolRecorder:
             _define(f"-:pagepool/{definition.split()[0]}")
 
     def mark(self, name: str, stats: dict[str, int]) -> None:
-        """Note what netlink says of the pool's counters at this point; nothing may be under way."""
+        """Note what netlink says of the counters now; nothing may be under way."""
         (TRACING / "trace_marker").write_text(json.dumps({"name": name, "stats": stats}))
 
     def events(self) -> list[Event]:
