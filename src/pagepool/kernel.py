@@ -91,7 +91,7 @@ __all__ = [
 
 
 @dataclass(slots=True)
-class page_pool_params:  # noqa: N801 - the kernel's name
+class page_pool_params:
     """``struct page_pool_params``, zeroed: fill it in and give it to `page_pool_create`.
 
     Units and rules are those of `pagepool.PagePoolParams`. As in C, ``nid`` 0 is node 0: say `NUMA_NO_NODE`.
