@@ -160,7 +160,7 @@ def test_reader_that_goes_away_ends_it_quietly() -> None:
 def test_help_without_arguments() -> None:
     done = run()
     assert done.returncode == 0
-    assert all(name in done.stdout for name in ("rx", "probe", "kernel"))
+    assert all(name in done.stdout for name in ("rx", "probe", "kernel-pools"))
     assert run("rx", "--help").returncode == 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from pagepool.cli.kernel import kernel_command
+from pagepool.cli.kernel_pools import kernel_pools_command
 from pagepool.cli.probe import probe_command
 from pagepool.cli.rx import rx_command
 
@@ -20,4 +20,4 @@ app = typer.Typer(
 )
 app.command("rx")(rx_command)
 app.command("probe")(probe_command)
-app.command("kernel")(kernel_command)
+app.command("kernel-pools")(kernel_pools_command)

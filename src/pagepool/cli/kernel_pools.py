@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``pagepool kernel``: the kernel's own page pools, by the same counters that ours have."""
+"""``pagepool kernel-pools``: the kernel's own page pools, by the same counters that ours have."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.console import Console
 from pagepool.cli import units
 from pagepool.kernel_pools import KernelPool, kernel_pools
 
-__all__ = ["kernel_command"]
+__all__ = ["kernel_pools_command"]
 
 
-def kernel_command(json: Annotated[bool, typer.Option("--json", help="A JSON object a pool.")] = False) -> None:
+def kernel_pools_command(json: Annotated[bool, typer.Option("--json", help="A JSON object a pool.")] = False) -> None:
     """List the kernel's own page pools: their memory, and their counters where the kernel has them."""
     found = kernel_pools()
     if json:
