@@ -21,6 +21,7 @@ lint: build $(VENV)/.lint   ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples/*.py
 
 bench: build            ## the benchmarks, with their tables; BENCH="--quick handles", BENCH=--peers
 	@$(BIN)/python -m benchmarks --json build/bench.json $(BENCH)
