@@ -167,7 +167,9 @@ def recordings(events: list[Event]) -> list[dict[str, Any]]:
             if not carving and values["pool"] in pools:
                 _take(pools[values["pool"]], entry, event)
         elif event.name in ("bulk", "nid"):
-            raise RuntimeError(f"{event.name} at {event.order}: no driver here made this call when the recorder was written")
+            raise RuntimeError(
+                f"{event.name} at {event.order}: no driver here made this call when the recorder was written"
+            )
         elif values.get("pool") in pools:
             _other(pools, event)
     return [{"params": pool.params, "calls": pool.calls} for pool in done]
@@ -190,7 +192,11 @@ def _take(pool: _Pool, entry: Event, event: Event) -> None:
         values = entry.values
         soft = entry.flags[0] in "bD" or entry.flags[2] in "sHZ"
         local = soft and entry.cpu in (values["cpuid"], values["list_owner"])
-        call |= {"page": pool.numbers[values["netmem"]], "direct": int(values["direct"] or local), "refs": values["refs"]}
+        call |= {
+            "page": pool.numbers[values["netmem"]],
+            "direct": int(values["direct"] or local),
+            "refs": values["refs"],
+        }
     call["seen"] = _changes(pool, event.values)
     pool.calls.append(call)
 
@@ -204,7 +210,13 @@ def _other(pools: dict[int, _Pool], event: Event) -> None:
         _close_frag(pool, event)
         pool.calls.append({"call": "destroy", "back": _back(event), "seen": {}})
     elif event.name == "end":
-        seen = {"release_cnt": values["release"], "hold_cnt": values["hold"], "in_cache": 0, "producer": 0, "consumer": 0}
+        seen = {
+            "release_cnt": values["release"],
+            "hold_cnt": values["hold"],
+            "in_cache": 0,
+            "producer": 0,
+            "consumer": 0,
+        }
         pool.calls[-1]["seen"] = _changes(pool, {**pool.last, **seen})
         del pools[values["pool"]]
 
