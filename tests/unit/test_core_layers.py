@@ -22,6 +22,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "pagepool"
 HEIGHT = {
     "errors": 0,
     "probe": 0,
+    "netlink": 0,
     "_core": 1,
     "memory": 2,
     "dma": 2,
