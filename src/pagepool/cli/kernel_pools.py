@@ -15,6 +15,7 @@ from pagepool.kernel_pools import KernelPool, kernel_pools
 
 __all__ = ["kernel_pools_command"]
 
+_WIDTH = 200  # a table takes what it needs, and a narrow terminal wraps its lines rather than losing figures
 _NONE = "no page pool of the kernel is in sight: no driver here uses one, or it names no device for it"
 _UNCOUNTED = "this kernel counts no more than that (CONFIG_PAGE_POOL_STATS is off)"
 
@@ -28,7 +29,7 @@ def kernel_pools_command(
         for pool in found:
             print(_json.dumps(pool.as_dict()))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=_WIDTH)
     if not found:
         console.print(_NONE, soft_wrap=True)
         return
@@ -59,7 +60,8 @@ def _table(found: list[KernelPool]) -> Table:
 
 
 def _device(pool: KernelPool) -> str:
-    return (pool.ifname or "none") + (", destroyed" if pool.detach_time is not None else "")
+    state = "destroyed" if pool.detach_time is not None else ""
+    return " ".join(filter(None, (pool.ifname, state))) or "none"
 
 
 def _recycled(stats: dict[str, int]) -> str:

@@ -17,7 +17,7 @@ import socket
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ NIC = "virtio0"
 ETH_P_ALL, SO_RCVBUFFORCE = 3, 33
 BURST = 64  # frames at once: well under the ring
 QUIET_SECONDS, LOST_SECONDS = 0.3, 5.0
+LIVE_FRAMES = 600
 SIOCSIFADDR = 0x8916
 
 
@@ -66,8 +67,7 @@ class Load:
     def dropped(self, frames: int) -> None:
         """Receive frames that nobody wants: the stack drops them where the NIC is polled."""
         for first in range(0, frames, BURST):
-            host.send(NIC, min(BURST, frames - first), first=first).result()
-            self._settle(lambda: True)
+            self._send(first, min(BURST, frames - first))
 
     def read(self, frames: int, cpu: int) -> None:
         """Receive frames into a socket, then read them all on another CPU: the pages go home from there."""
@@ -78,9 +78,7 @@ class Load:
             sock.setblocking(False)
             for first in range(0, frames, BURST):
                 count = min(BURST, frames - first)
-                before = self._received()
-                host.send(NIC, count, first=first).result()
-                self._settle(lambda: self._received() >= before + count)
+                self._send(first, count)
                 _read_all(sock)
         os.sched_setaffinity(0, {0})
 
@@ -95,9 +93,7 @@ class Load:
             sock.setblocking(False)
             for first in range(0, frames, BURST):
                 count = min(BURST, frames - first)
-                before = self._received()
-                host.send(NIC, count, first=first).result()
-                self._settle(lambda: self._received() >= before + count)
+                self._send(first, count)
                 _read_all(sock)
                 time.sleep(QUIET_SECONDS)  # what was put off is freed in an interrupt
         os.sched_setaffinity(0, {0})
@@ -111,13 +107,17 @@ class Load:
     def _received(self) -> int:
         return int(Path(f"/sys/class/net/{self.interface}/statistics/rx_packets").read_text())
 
-    def _settle(self, there: Callable[[], bool]) -> None:
-        """Wait until nothing has come for a while."""
-        last, since = -1, time.monotonic()
-        while time.monotonic() - since < (QUIET_SECONDS if there() else LOST_SECONDS):
+    def _send(self, first: int, count: int) -> None:
+        """Have the host send frames, and wait until they are in and nothing has come for a while."""
+        before = last = self._received()
+        host.send(NIC, count, first=first).result()
+        since = time.monotonic()
+        while time.monotonic() - since < (QUIET_SECONDS if last >= before + count else LOST_SECONDS):
             if (now := self._received()) != last:
                 last, since = now, time.monotonic()
             time.sleep(0.02)
+        if last < before + count:
+            print(f"{last - before} of {count} frames came")
 
 
 def verdict_code(action: XdpAction) -> bytes:
@@ -169,7 +169,7 @@ def published(name: str, workload: str, recording: dict[str, Any]) -> dict[str, 
     return recording
 
 
-def compare(recording: dict[str, Any]) -> None:
+def compare(recording: dict[str, Any]) -> Replay:
     """Replay, and print both sides of every mark."""
     replay = Replay(Recording(**recording), pin=True)
     calls = recording["calls"]
@@ -182,7 +182,8 @@ def compare(recording: dict[str, Any]) -> None:
             print(f"mark {name}")
             for counter, value in kernels.items():
                 print(f"  {counter:<24} kernel {value:>6}  pagepool {ours[counter]:>6}")
-    print(f"{replay.compared} values compared, all equal")
+    print(f"{replay.compared} values compared, all equal", replay.ended_early)
+    return replay
 
 
 def test_dropped_by_the_stack() -> None:
@@ -201,9 +202,9 @@ def test_read_by_a_socket_on_another_cpu() -> None:
 
 def test_mixed() -> None:
     with recorded("virtio_mixed", "frames dropped and read in turns") as (load, made):
-        for turn in range(4):
-            load.dropped(64)
-            load.read(96, cpu=turn % 2)
+        for turn in range(3):
+            load.dropped(32)
+            load.read(48, cpu=turn % 2)
             load.mark(f"turn {turn}")
     compare(made[0])
 
@@ -214,10 +215,10 @@ def test_wrong_node_is_waived() -> None:
         load.read(256, cpu=1)
         load.mark("on node 0")
         load.interrupts_on(1)
-        load.read(512, cpu=0)
+        load.read(192, cpu=0)
         load.mark("on node 1")
-    compare(made[0])
-    assert made[0]["calls"][-2]["stats"]["alloc-waive"] > 0
+    kernels, _ = compare(made[0]).marks["on node 1"]
+    assert kernels["alloc-waive"] > 0
 
 
 def test_delivered_to_udp() -> None:
@@ -248,10 +249,10 @@ def test_live_frames(case: str) -> None:
     os.sched_setaffinity(0, {0})
     program = XdpProgram(verdict_code(XdpAction[verdict.upper()]))
     with PoolRecorder() as recorder:
-        program.run_live(bytes(60), 1000, ifindex=socket.if_nametoindex(interface), batch_size=int(batch_size))
+        program.run_live(bytes(60), LIVE_FRAMES, ifindex=socket.if_nametoindex(interface), batch_size=int(batch_size))
         time.sleep(QUIET_SECONDS)
         events = recorder.events()
     program.close()
     (recording,) = recordings(events)
-    workload = f"BPF_PROG_RUN of 1000 live frames, XDP_{verdict.upper()}, {batch_size} a batch"
+    workload = f"BPF_PROG_RUN of {LIVE_FRAMES} live frames, XDP_{verdict.upper()}, {batch_size} a batch"
     compare(published(f"live_{verdict}_{batch_size}", workload, recording))

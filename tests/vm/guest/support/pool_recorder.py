@@ -48,7 +48,7 @@ PROBES = [
     f"frag_in page_pool_alloc_frag_netmem pool=pool size=size {_CARVED}",
     f"frag page_pool_alloc_frag_netmem%return pool=pool netmem=$retval offset=+0($arg2):u32 {_SEEN}",
     f"put_in page_pool_put_unrefed_netmem pool=pool netmem=netmem refs=+{REFCOUNT_OFFSET}($arg2):s32 "
-    "direct=allow_direct:u8 list_owner=pool->p.napi->list_owner cpuid=pool->cpuid",
+    "direct=allow_direct:u8 cpuid=pool->cpuid napi=pool->p.napi list_owner=pool->p.napi->list_owner",
     f"put page_pool_put_unrefed_netmem%return pool=pool {_SEEN}",
     "bulk page_pool_put_netmem_bulk count=count",
     "nid page_pool_update_nid pool=pool new=new_nid",
@@ -191,7 +191,8 @@ def _take(pool: _Pool, entry: Event, event: Event) -> None:
     else:
         values = entry.values
         soft = entry.flags[0] in "bD" or entry.flags[2] in "sHZ"
-        local = soft and entry.cpu in (values["cpuid"], values["list_owner"])
+        consumers = {values["cpuid"], values["list_owner"] if values["napi"] else -1}
+        local = soft and entry.cpu in consumers
         call |= {
             "page": pool.numbers[values["netmem"]],
             "direct": int(values["direct"] or local),
