@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SOURCES := $(shell find src -name '*.pxd' -o -name '*.h') $(shell find src/pagepool -path '*/_core/*.py' -o -name '_[a-z]*.py') \
 	CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint bench test-vm build clean
+.PHONY: demo test lint bench test-vm test-ft build clean
 
 demo: build             ## receive for SECONDS into recycled pages and show the pool at work
 	@$(BIN)/pagepool rx --seconds $(SECONDS)
@@ -28,6 +28,9 @@ bench: build            ## the benchmarks, with their tables; BENCH="--quick han
 
 test-vm: build          ## devices that need a machine of their own, in QEMU; see tests/vm/README.md
 	PYTHON=$(abspath $(BIN)/python) tests/vm/test-vm.sh $(ARGS)
+
+test-ft: build          ## the core and its threads on an interpreter without a GIL, built once from Debian's source
+	PYTHON=$(abspath $(BIN)/python) $(if $(filter true,$(CI)),REQUIRE_FT=1) tests/free_threaded.sh $(ARGS)
 
 build: $(VENV)/.built
 

@@ -22,7 +22,6 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "pagepool"
 HEIGHT = {
     "errors": 0,
     "probe": 0,
-    "netlink": 0,
     "_core": 1,
     "netlink": 1,  # messages to the operating system's kernel; knows no pool at all
     "memory": 2,
