@@ -95,7 +95,7 @@ def show_received(rows: Sequence[Received]) -> None:
     passes = max((len(row.kpps) for row in rows), default=0)
     table = Table(
         f"Receiving on veth: medians and quartiles of {passes} passes in turns, thousand frames a second (kpps)",
-        ("receiver", "generator", "kpps", "quartiles", "got", "CPU ns/frame", "to C", "to recv"),
+        ("receiver", "generator", "kpps", "quartiles", "got", "CPU ns/frame", "sender", "to C", "to recv"),
         ("receiver", "generator"),
     )
     for row in rows:
@@ -108,6 +108,7 @@ def show_received(rows: Sequence[Received]) -> None:
                 _quartiles(row.spread),
                 f"{100 * spread(row.got).median:.1f} %",
                 _number(spread(row.cpu_ns).median),
+                _number(spread(row.sender_ns).median),
                 f"{to_c.median:.2f}" if to_c else "",
                 f"{to_plain.median:.2f}" if to_plain else "",
             )

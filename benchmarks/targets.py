@@ -14,7 +14,7 @@ from benchmarks.case import Figure, Spread, ratio, spread
 from benchmarks.receive.passes import Received, rate_ratio
 from benchmarks.scenarios.af_xdp import C_RECEIVERS, LIVE
 from benchmarks.scenarios.baseline import EMPTY_CALLS, FRESH_PAGE, LIST
-from benchmarks.scenarios.bulk import BULK_64, BULK_64_NEW, LIST_SLICES
+from benchmarks.scenarios.bulk import BULK_64, BULK_64_NEW, LIST_64, LIST_SLICES
 from benchmarks.scenarios.fast_path import FAST_PATH
 from benchmarks.scenarios.handles import DEL_CLASS, LAST_REFERENCE, LIST_TOUCH, PUT_PAGE, PUT_PAGE_TOUCH
 from benchmarks.scenarios.mempool import REFERENCE_FRESH_NS, REFERENCE_MEMPOOL_NS, mempool_name
@@ -92,7 +92,8 @@ def _bulk(figures: _Figures) -> Iterator[Standing]:
         return
     for name in (BULK_64, BULK_64_NEW):
         yield Standing(f"{name}, a page", figures[name].spread, 2.0, "ns")
-        yield Standing(f"{LIST} / {name}", ratio(figures[LIST], figures[name]), 10.0, at_most=False)
+        yield Standing(f"{LIST_64} / {name}", ratio(figures[LIST_64], figures[name]), 10.0, at_most=False)
+    yield Standing(f"{LIST} / {BULK_64}", ratio(figures[LIST], figures[BULK_64]), 10.0, at_most=False)
     yield _beside(figures, BULK_64, LIST_SLICES, 1.0)
 
 

@@ -55,6 +55,9 @@ class Received:
         Received of sent, 0 to 1.
     cpu_ns : list of float
         Nanoseconds of the receiver's CPU time per frame received, its share of the kernel's work included.
+    sender_ns : list of float
+        Nanoseconds of the generator's CPU time per frame sent, delivery included: where this is the inverse of the
+        rate, the sender's side is the limit, and the receiver only in so far as it makes delivery dearer.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Received:
     offered_kpps: list[float] = field(default_factory=list)
     got: list[float] = field(default_factory=list)
     cpu_ns: list[float] = field(default_factory=list)
+    sender_ns: list[float] = field(default_factory=list)
 
     @property
     def spread(self) -> Spread:
@@ -121,9 +125,10 @@ def _run_one(
 ) -> None:
     process = _start(pair, receiver, cpu)
     try:
-        start, sent = time.monotonic(), 0
+        start, sent, sender = time.monotonic(), 0, time.thread_time()
         while (took := time.monotonic() - start) < seconds:
             sent += generator.send(chunk_frames)
+        sender = time.thread_time() - sender
         time.sleep(_SETTLE_S)
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=_READY_S)
@@ -136,6 +141,7 @@ def _run_one(
     received.kpps.append(frames / took / 1e3)
     received.offered_kpps.append(sent / took / 1e3)
     received.got.append(frames / sent)
+    received.sender_ns.append(1e9 * sender / sent)
     received.cpu_ns.append(1e9 * float(answer["cpu_s"]) / max(frames, 1))
 
 

@@ -2,8 +2,9 @@
 """Many pages with one call: 1, 8, 64 and 256, compiled and from Python, beside a list.
 
 From Python the ids go into an ``array('I')`` made once, which is how a driver does it; one row makes a new
-array each time. Beside them the cheapest home-made pool, ``pages.append(pages.pop())`` net of its loop, and a list
-that moves 64 by slices.
+array each time. Beside them home-made pools: a list from which 64 pages are popped and to which they are
+appended again, one by one; the same by slices; and (``baseline``) ``pages.append(pages.pop())`` net of its loop,
+which is less than any program pays that holds 64 pages at once.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from benchmarks.setting import Setting
 from pagepool import PagePool
 from pagepool._core import loops
 
-__all__ = ["BULK_64", "BULK_64_NEW", "LIST_SLICES", "cases"]
+__all__ = ["BULK_64", "BULK_64_NEW", "LIST_64", "LIST_SLICES", "cases"]
 
 SIZES = (1, 8, 64, 256)
 BULK_64 = "bulk 64"
 BULK_64_NEW = "bulk 64, new array"
+LIST_64 = "list, 64 pops, 64 appends"
 LIST_SLICES = "list slices of 64"
 
 
@@ -54,6 +56,7 @@ def cases(stack: ExitStack, setting: Setting) -> list[Case]:
     return [
         *rows,
         Case(BULK_64_NEW, partial(_bulk_new, pool), "put_bulk(alloc_bulk(64))", pages=64, against=LIST),
+        Case(LIST_64, partial(_list, pages), "a home-made pool, page by page", pages=64, against=LIST),
         Case(LIST_SLICES, partial(_slices, pages), "a home-made pool in slices", pages=64, against=LIST),
     ]
 
@@ -83,4 +86,13 @@ def _slices(pages: list[memoryview], n: int) -> int:
         taken = pages[-64:]
         del pages[-64:]
         pages.extend(taken)
+    return perf_counter_ns() - start
+
+
+def _list(pages: list[memoryview], n: int) -> int:
+    start = perf_counter_ns()
+    for _ in python_loop(n):
+        taken = [pages.pop() for _ in python_loop(64)]
+        for page in taken:
+            pages.append(page)
     return perf_counter_ns() - start

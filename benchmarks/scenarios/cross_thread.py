@@ -30,20 +30,17 @@ _Pile = tuple[Callable[[Any], object] | None, list[Any]]
 
 
 class _Threads:
-    """Threads that are let go together, each with its own pile."""
+    """One thread a CPU, let go together, each with its own pile."""
 
-    def __init__(self, count: int, cpus: list[int]) -> None:
-        self._todo: list[SimpleQueue[_Pile | None]] = [SimpleQueue() for _ in range(count)]
+    def __init__(self, cpus: list[int]) -> None:
+        self._todo: list[SimpleQueue[_Pile | None]] = [SimpleQueue() for _ in cpus]
         self._done: SimpleQueue[int] = SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._run, args=(todo, cpus[i % len(cpus)]), daemon=True)
-            for i, todo in enumerate(self._todo)
+            threading.Thread(target=self._run, args=(todo, cpu), daemon=True)
+            for todo, cpu in zip(self._todo, cpus, strict=True)
         ]
         for thread in self._threads:
             thread.start()
-
-    def __len__(self) -> int:
-        return len(self._threads)
 
     def run(self, take: Callable[[], Any] | None, length: int, give: Callable[[Any], object] | None) -> int:
         """Take a pile for each thread and let them give it back; return the nanoseconds of both."""
@@ -57,6 +54,7 @@ class _Threads:
         return max(self._done.get() for _ in piles) - start
 
     def close(self) -> None:
+        """End the threads. While one lives it may want the GIL, if only to wait: in somebody else's sample."""
         for todo in self._todo:
             todo.put(None)
         for thread in self._threads:
@@ -77,16 +75,12 @@ class _Threads:
 
 def cases(stack: ExitStack, setting: Setting) -> list[Case]:
     """Return the rows for one thread and for two."""
-    rows = []
-    for count in (1, 2):
-        threads = _Threads(count, [*setting.where.others, setting.where.cpu])
-        stack.callback(threads.close)
-        rows += _cases(stack, threads)
-    return rows
+    where = setting.where
+    return [*_cases(stack, where.others[:1]), *_cases(stack, [where.others[0], where.cpu])]
 
 
-def _cases(stack: ExitStack, threads: _Threads) -> list[Case]:
-    nr_threads = len(threads)
+def _cases(stack: ExitStack, cpus: list[int]) -> list[Case]:
+    nr_threads = len(cpus)
     pool = stack.enter_context(PagePool(pool_size=16384))
     queue: SimpleQueue[memoryview] = SimpleQueue()
     for _ in range(nr_threads * _PAGES):
@@ -105,7 +99,7 @@ def _cases(stack: ExitStack, threads: _Threads) -> list[Case]:
         overhead: str | None = loop,
         against: str | None = peer,
     ) -> Case:
-        measure = partial(_measure, threads, take, _PAGES // each, give)
+        measure = partial(_measure, cpus, take, _PAGES // each, give)
         return Case(name, measure, what, nr_threads * _PAGES, overhead=overhead, against=against)
 
     return [
@@ -126,6 +120,10 @@ def _cases(stack: ExitStack, threads: _Threads) -> list[Case]:
 
 
 def _measure(
-    threads: _Threads, take: Callable[[], Any] | None, length: int, give: Callable[[Any], object] | None, n: int
+    cpus: list[int], take: Callable[[], Any] | None, length: int, give: Callable[[Any], object] | None, n: int
 ) -> int:
-    return sum(threads.run(take, length, give) for _ in range(n))
+    threads = _Threads(cpus)
+    try:
+        return sum(threads.run(take, length, give) for _ in range(n))
+    finally:
+        threads.close()

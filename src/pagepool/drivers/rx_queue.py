@@ -268,12 +268,14 @@ class RxQueue(ABC):
                     self._batch.complete()
             finally:
                 self._closed = True
-                self.napi.close()
                 try:
-                    self._close()
+                    self.napi.close()
                 finally:
-                    self.rxq.unreg()
-                    guard.uninstall()
+                    try:
+                        self._close()
+                    finally:
+                        self.rxq.unreg()
+                        guard.uninstall()
         finally:
             guard.leave()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import select
+import threading
 from enum import Enum
 
 __all__ = ["Sleeper", "WokenBy"]
@@ -41,9 +42,10 @@ class Sleeper:
     Context: `sleep` by one thread, `wake` by any, also after `close`.
     """
 
-    __slots__ = ("_epoll", "_eventfd", "_fd")
+    __slots__ = ("_epoll", "_eventfd", "_fd", "_lock")
 
     def __init__(self, fd: int | None) -> None:
+        self._lock = threading.Lock()  # a wake from another thread must not meet a descriptor that is being closed
         self._eventfd = -1
         self._fd = fd
         self._epoll = select.epoll()
@@ -78,17 +80,19 @@ class Sleeper:
 
     def wake(self) -> None:
         """End the sleep in progress, or the next one."""
-        if self._eventfd >= 0:
-            try:
-                os.eventfd_write(self._eventfd, 1)
-            except BlockingIOError:
-                pass  # the counter is full of wake-ups already
+        with self._lock:
+            if self._eventfd >= 0:
+                try:
+                    os.eventfd_write(self._eventfd, 1)
+                except BlockingIOError:
+                    pass  # the counter is full of wake-ups already
 
     def close(self) -> None:
         """Close the epoll set and the eventfd. Idempotent."""
-        eventfd, self._eventfd = self._eventfd, -1
-        if eventfd >= 0:
-            os.close(eventfd)
+        with self._lock:
+            eventfd, self._eventfd = self._eventfd, -1
+            if eventfd >= 0:
+                os.close(eventfd)
         self._epoll.close()
 
     def __del__(self) -> None:

@@ -114,7 +114,12 @@ class NapiState:
 
     def _sleep(self, timeout: float | None) -> None:
         if self._sleeper is None:
-            self._sleeper = Sleeper(self._fd)
+            try:
+                self._sleeper = Sleeper(self._fd)
+            except OSError:
+                if self._closed:  # by another thread, and the device's descriptor with it
+                    return
+                raise
         with self._lock:
             # Pairs with the lock in `schedule` and `stop`: either they see _sleeping and wake, or this sees
             # them.

@@ -472,6 +472,11 @@ class XskRings:
         memset(cython.address(self.fill), 0, cython.sizeof(xsk_ring_t))
         memset(cython.address(self.completion), 0, cython.sizeof(xsk_ring_t))
 
+    def abandon(self) -> None:
+        """`close` in a forked child, where the threads that were inside do not exist."""
+        self.inside = 0
+        self.close()
+
     def take_back(self) -> int:
         """Put every page that was in a ring, once the socket is closed and the kernel has let go of them.
 

@@ -167,7 +167,11 @@ class AfXdpQueue(RxQueue):
             return None
         self._block = None  # the batch's now
         offset = rings.offset
-        return XdpBatch(self, block[0, :count], block[1, :count], block[2, :count] if offset < 0 else offset)
+        batch = XdpBatch(self, block[0, :count], block[1, :count], block[2, :count] if offset < 0 else offset)
+        if self._closed:  # by another thread, just now: it could not know of these pages
+            batch.complete()
+            self._must_be_open()
+        return batch
 
     def _look_round(self) -> None:
         """After an empty poll: is there something to send still, and is the device still there?"""

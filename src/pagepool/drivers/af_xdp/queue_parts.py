@@ -123,7 +123,7 @@ class QueueParts:
     def abandon(self) -> None:
         """In a forked child: let go of descriptors and mappings, touch nothing that the parent uses."""
         self._undo.pop_all()
-        self.rings.close()
+        self.rings.abandon()
         self.socket.close()
         self.wakeup.close()
         self.home.close()

@@ -196,7 +196,8 @@ class XdpSocket:
 
     def check_device(self) -> None:
         """Raise DeviceError (ENETDOWN) if the device has gone; poll(2) alone stays silent about it."""
-        error = self._open.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        with self._calling("getsockopt AF_XDP", {}):
+            error = self._open.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if error:
             raise DeviceError(error, "AF_XDP socket", self.obj, "the interface is gone or was taken down for good")
 

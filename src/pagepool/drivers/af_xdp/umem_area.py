@@ -12,7 +12,7 @@ import threading
 from pagepool._core.params import SLAB_SIZE
 from pagepool.dma.umem import UmemDevice
 from pagepool.drivers.af_xdp.socket import XdpSocket
-from pagepool.memory import MemoryKind, PageAllocator
+from pagepool.memory import MemoryKind, MemoryKindError, PageAllocator
 
 __all__ = ["UmemArea"]
 
@@ -41,8 +41,7 @@ class UmemArea:
             self.allocator = memory
         else:
             size_bytes = (size_bytes + SLAB_SIZE - 1) // SLAB_SIZE * SLAB_SIZE
-            kind = MemoryKind.HUGETLB if memory is None else MemoryKind(memory)
-            self.allocator = PageAllocator(size_bytes, kind, commit=True)
+            self.allocator = _commit(size_bytes, None if memory is None else MemoryKind(memory))
         self.device = UmemDevice(first.register_umem)
 
     def get(self) -> UmemArea:
@@ -58,3 +57,17 @@ class UmemArea:
             last = self._users == 0
         if last and self._own:
             self.allocator.close()
+
+
+def _commit(size_bytes: int, kind: MemoryKind | None) -> PageAllocator:
+    """Return memory of `kind`, or the best there is.
+
+    Huge pages in a file, not private ones: at a fork(2) the kernel copies pinned private pages at once, and where no
+    huge page is free for the copy the fork fails with ENOMEM.
+    """
+    if kind is not None:
+        return PageAllocator(size_bytes, kind, commit=True)
+    try:
+        return PageAllocator(size_bytes, MemoryKind.MEMFD_HUGETLB, commit=True, fallback=False)
+    except MemoryKindError:
+        return PageAllocator(size_bytes, MemoryKind.THP, commit=True)
