@@ -1,27 +1,58 @@
-# What the README promises: `make demo` and `make test` do everything on a machine with Python 3.11+ and a C compiler.
-PYTHON ?= python3
+# `make demo` and `make test` do everything on a machine with Python 3.11+ (and its headers), a C compiler and PyPI.
+# The first call makes .venv and builds; later ones build what has changed. Nothing outside this folder is touched.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
 VENV ?= .venv
+SECONDS ?= 5
 BIN := $(VENV)/bin
-SOURCES := $(shell find src -name '*.pxd' -o -name '*.h' -o -name 'CMakeLists.txt') $(shell find src/pagepool/_core src/pagepool/drivers -name '*.py') CMakeLists.txt pyproject.toml
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+SOURCES := $(shell find src -name '*.pxd' -o -name '*.h') $(shell find src/pagepool -path '*/_core/*.py' -o -name '_[a-z]*.py') \
+	CMakeLists.txt pyproject.toml
 
-.PHONY: build demo test lint bench test-vm clean
+.PHONY: demo test lint bench test-vm test-ft build clean
+
+demo: build             ## receive for SECONDS into recycled pages and show the pool at work
+	@$(BIN)/pagepool rx --seconds $(SECONDS)
+
+test: build             ## every test that this machine can run; CI=true: what this kind of machine can do must not skip
+	$(BIN)/python -m pytest $(if $(filter true,$(CI)),--require=$$($(BIN)/python tests/required.py)) $(ARGS)
+
+lint: build $(VENV)/.lint   ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy examples/*.py
+
+bench: build            ## the benchmarks, with their tables; BENCH="--quick handles", BENCH=--peers
+	@$(BIN)/python -m benchmarks --json build/bench.json $(BENCH)
+
+test-vm: build          ## devices that need a machine of their own, in QEMU; see tests/vm/README.md
+	PYTHON=$(abspath $(BIN)/python) tests/vm/test-vm.sh $(ARGS)
+
+test-ft: build          ## the core and its threads on an interpreter without a GIL, built once from Debian's source
+	PYTHON=$(abspath $(BIN)/python) $(if $(filter true,$(CI)),REQUIRE_FT=1) tests/free_threaded.sh $(ARGS)
 
 build: $(VENV)/.built
 
 $(VENV)/.made: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pagepool: needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo 'pagepool: this Python makes no virtual environments (Debian: apt-get install python3-venv)'; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_path("include"), "Python.h"); sys.exit(None if os.path.exists(h) else "pagepool: no %s (Debian: apt-get install python3-dev)" % h)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "pagepool: installing build tools and test libraries into $(VENV)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check 'scikit-build-core>=1.1' 'cython-cmake>=0.3' 'cython>=3.3.1' 'cmake>=3.21' ninja
+	@echo "pagepool: installing build tools into $(VENV)"
+	@$(PIP) 'pip>=23.1'
+	@$(PIP) 'scikit-build-core>=1.1' 'cython-cmake>=0.3' 'cython>=3.3.1' 'cmake>=3.21' ninja
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.made $(SOURCES)
 	@echo "pagepool: building"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -Cbuild-dir=build/editable -e '.[test]'
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation -Cbuild-dir=build/editable -e '.[test]'
 	@touch $@
 
-# make bench BENCH="--quick handles", make bench BENCH=--peers
-bench: build
-	@$(BIN)/python -m benchmarks --json build/bench.json $(BENCH)
+$(VENV)/.lint: $(VENV)/.made
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lint"], sep="\n")' > $@.txt
+	@$(PIP) -r $@.txt
+	@touch $@
 
-clean:
+clean:                  ## remove everything that was made here
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,7 +3,7 @@
 
 This is the other end of the yardstick: `PoolStats.kernel` of ours and `KernelPool.stats` of theirs have the same keys.
 A pool is shown only if its driver named a net device for it; counters only if the kernel was built with
-``CONFIG_PAGE_POOL_STATS``. Needs pyroute2, and no privilege beyond seeing the interface.
+``CONFIG_PAGE_POOL_STATS``. Needs no library, and no privilege beyond seeing the interface.
 
 Source: ``Documentation/netlink/specs/netdev.yaml`` (operations page-pool-get and page-pool-stats-get).
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
-import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pagepool import netlink
 from pagepool.errors import NotSupportedError
 
+_FEATURE = "a look at the kernel's page pools"
 _PAGE_POOL_GET = 5
 _PAGE_POOL_STATS_GET = 9
 _FIELDS = {1: "id", 2: "ifindex", 3: "napi-id", 4: "inflight", 5: "inflight-mem", 6: "detach-time"}
@@ -93,7 +93,7 @@ def kernel_pools() -> list[KernelPool]:
     Raises
     ------
     NotSupportedError
-        The kernel has no netlink family ``netdev`` (before 6.8), or pyroute2 is not installed.
+        The kernel's netlink family ``netdev`` is missing (before 6.7) or lists no page pools (before 6.8).
 
     Notes
     -----
@@ -102,9 +102,9 @@ def kernel_pools() -> list[KernelPool]:
     counters: dict[int, dict[str, int]] = {}
     try:
         for attrs in _dump(_PAGE_POOL_STATS_GET):
-            info = _attributes(attrs[1])
-            counters[_number(info[1])] = {
-                name: _number(attrs[_FIRST_COUNTER + i])
+            info = netlink.attributes(attrs[1])
+            counters[netlink.number(info[1])] = {
+                name: netlink.number(attrs[_FIRST_COUNTER + i])
                 for i, name in enumerate(_COUNTERS)
                 if _FIRST_COUNTER + i in attrs
             }
@@ -113,7 +113,7 @@ def kernel_pools() -> list[KernelPool]:
             raise
     found = []
     for attrs in _dump(_PAGE_POOL_GET):
-        values = {name: _number(attrs[kind]) for kind, name in _FIELDS.items() if kind in attrs}
+        values = {name: netlink.number(attrs[kind]) for kind, name in _FIELDS.items() if kind in attrs}
         found.append(
             KernelPool(
                 id=values["id"],
@@ -136,46 +136,12 @@ def _name(ifindex: int) -> str:
         return ""
 
 
-def _number(raw: bytes) -> int:
-    # netlink's "uint" is 4 bytes or 8, whichever holds it.
-    return int.from_bytes(raw, sys.byteorder)
-
-
-def _attributes(raw: bytes) -> dict[int, bytes]:
-    found = {}
-    while len(raw) >= 4:
-        length, kind = struct.unpack_from("HH", raw)
-        if length < 4:
-            break
-        found[kind & 0x3FFF] = raw[4:length]
-        raw = raw[(length + 3) & ~3 :]
-    return found
-
-
-def _dump(command: int) -> list[dict[int, bytes]]:
+def _dump(command: int) -> list[netlink.Attributes]:
     try:
-        from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST, genlmsg
-        from pyroute2.netlink.exceptions import NetlinkError
-        from pyroute2.netlink.generic import GenericNetlinkSocket
-    except ImportError:
-        raise NotSupportedError("kernel page pools", "pyroute2: pip install 'pagepool[netns]'") from None
-
-    class netdev_message(genlmsg):  # type: ignore[misc]
-        # Attributes stay raw bytes: netlink's variable-length integers have no type in the library.
-        nla_map = tuple((f"NETDEV_A_{kind}", "cdata") for kind in range(24))
-
-    link = GenericNetlinkSocket()
-    try:
-        try:
-            link.bind("netdev", netdev_message)
-        except (NetlinkError, OSError, KeyError):
-            raise NotSupportedError("kernel page pools", "the netlink family netdev (Linux 6.8 or newer)") from None
-        request = netdev_message()
-        request["cmd"], request["version"] = command, 1
-        try:
-            answers = tuple(link.nlm_request(request, link.prid, msg_flags=NLM_F_REQUEST | NLM_F_DUMP))
-        except NetlinkError as error:
-            raise OSError(error.code, f"netdev command {command}") from None
-        return [{int(name.rsplit("_", 1)[1]): bytes(value) for name, value in answer["attrs"]} for answer in answers]
-    finally:
-        link.close()
+        return netlink.dump("netdev", command)
+    except FileNotFoundError:
+        raise NotSupportedError(_FEATURE, "the netlink family netdev (Linux 6.7 or newer)") from None
+    except OSError as error:
+        if command != _PAGE_POOL_GET or error.errno != errno.EOPNOTSUPP:
+            raise
+        raise NotSupportedError(_FEATURE, "a kernel that lists its page pools (Linux 6.8 or newer)") from None

@@ -392,3 +392,14 @@ def test_threads_get_the_same_default() -> None:
         thread.join()
     assert len(got) == 4
     assert len(set(map(id, got))) == 1
+
+
+def test_what_could_not_be_committed_whole_leaves_nothing() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    refused: Exception | None = None
+    try:
+        PageAllocator(1 << 40, MemoryKind.MEMFD_HUGETLB, commit=True, fallback=False)
+    except MemoryKindError as error:
+        refused = error  # with its traceback, which refers to the allocator
+    assert refused is not None
+    assert set(os.listdir("/proc/self/fd")) == before

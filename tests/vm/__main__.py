@@ -31,9 +31,7 @@ def main() -> int:
                 continue
             report = rig.run(boot, wanted, _show)
             reports.append(report)
-            bad += sum(
-                report.results.outcome(t.suite, t.name, report.ended).verdict == "FAIL" for t in wanted
-            )
+            bad += sum(report.results.outcome(t.suite, t.name, report.ended).verdict == "FAIL" for t in wanted)
             if not report.results.done:
                 print(report.last_words)
     except Unavailable as reason:

@@ -18,9 +18,7 @@ REPORTS = pytest.StashKey[dict[str, BootReport | Exception]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--require``, unless the tests' common conftest has already."""
     try:
-        parser.addoption(
-            "--require", action="append", default=[], metavar="NEED", help="fail, not skip, without NEED"
-        )
+        parser.addoption("--require", action="append", default=[], metavar="NEED", help="fail, not skip, without NEED")
     except ValueError:
         pass
 
@@ -46,9 +44,7 @@ def guest_test_of(item: pytest.Item) -> GuestTest | None:
 @pytest.fixture(scope="session")
 def vm_is_required(request: pytest.FixtureRequest) -> bool:
     """Whether ``--require=vm`` was given: a reason not to run is then a failure."""
-    return "vm" in [
-        name for given in request.config.getoption("--require") or [] for name in given.split(",")
-    ]
+    return "vm" in [name for given in request.config.getoption("--require") or [] for name in given.split(",")]
 
 
 @pytest.fixture(scope="session")

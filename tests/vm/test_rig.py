@@ -111,9 +111,7 @@ def test_mirror_in_both_formats(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     with pytest.raises(Unavailable, match="no source for bookworm"):
         machine_mirror(tmp_path)
-    (tmp_path / "apt/sources.list").write_text(
-        "deb [arch=amd64 signed-by=/k.gpg] http://m/debian bookworm main\n"
-    )
+    (tmp_path / "apt/sources.list").write_text("deb [arch=amd64 signed-by=/k.gpg] http://m/debian bookworm main\n")
     assert machine_mirror(tmp_path) == Mirror("http://m/debian", "http://m/debian-security", "/k.gpg")
     (tmp_path / "apt/sources.list").unlink()
     (folder / "debian.sources").write_text(

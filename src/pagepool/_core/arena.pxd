@@ -81,6 +81,7 @@ cdef class Arena:
     cdef uint8_t *_slab_on
     cdef uint32_t _nodes_seen             # how many different nodes have slabs
     cdef int32_t _first_nid
+    cdef public bint follow_cpu            # a pool without a node of its own takes pages from where it runs
     cdef uint64_t _nr_free
     cdef uint64_t _nr_added
     cdef uint64_t _alloc_calls

@@ -20,6 +20,16 @@ from cython.cimports.pagepool._core.atomic import (
     pp_store64,
     pp_unlock,
 )
+from cython.cimports.posix.mman import (
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    PROT_READ,
+    PROT_WRITE,
+    mmap,
+    munmap,
+)
 
 if not cython.compiled:
     raise ImportError("pagepool._core is compiled: run `make build`, or `pip install .`")
@@ -48,11 +58,22 @@ class Arena:
         self.base_vaddr = base_vaddr
         self.nr_slabs = nr_slabs
         self.nr_pages = nr_slabs * PAGES_PER_SLAB
-        # calloc of this size is lazily zeroed memory: records of slabs that never come cost nothing.
-        self.pages = cython.cast(cython.pointer[pp_page_t], calloc(self.nr_pages, cython.sizeof(pp_page_t)))
+        # Zeroed by the kernel at a touch, and charged to nobody before: records of slabs that never come cost nothing,
+        # nor does a fork of a process with many arenas.
+        records: cython.p_void = mmap(
+            cython.NULL,
+            self.nr_pages * cython.sizeof(pp_page_t),
+            PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+            -1,
+            0,
+        )
+        if records == MAP_FAILED:
+            raise MemoryError("no address space for the page records")
+        self.pages = cython.cast(cython.pointer[pp_page_t], records)
         self._slab_on = cython.cast(cython.pointer[uint8_t], calloc(nr_slabs, 1))
-        if self.pages == cython.NULL or self._slab_on == cython.NULL:
-            raise MemoryError("no memory for the page records")
+        if self._slab_on == cython.NULL:
+            raise MemoryError("no memory for the slab states")
         self.dma_maps = {}
         self._free_slots = []
         self._next_slot = 1
@@ -64,7 +85,8 @@ class Arena:
                 self._free_list[node][order] = NO_PAGE
 
     def __dealloc__(self):
-        free(self.pages)
+        if self.pages != cython.NULL:
+            munmap(self.pages, self.nr_pages * cython.sizeof(pp_page_t))
         free(self._slab_on)
 
     # -- slabs ---------------------------------------------------------------------------------------------------
@@ -305,7 +327,7 @@ class Arena:
         # NUMA_NO_NODE is "where I run". With one node there is nothing to ask the kernel.
         if nid >= 0:
             return nid
-        if self._nodes_seen <= 1:
+        if self._nodes_seen <= 1 and not self.follow_cpu:
             return self._first_nid if self._first_nid >= 0 else 0
         return pp_current_node()
 

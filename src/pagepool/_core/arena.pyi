@@ -9,6 +9,7 @@ class Arena:
     grow: Callable[[int, int], bool] | None
     keep_alive: object
     reserve_pages: int
+    follow_cpu: bool
     dma_maps: dict[tuple[int, int], Any]
     def __init__(self, base_vaddr: int, nr_slabs: int) -> None: ...
     def add_slab(self, index: int, nid: int = 0) -> None: ...

@@ -122,7 +122,7 @@ class Tiers(Home):
         if there > CACHE_REFILL:
             there = CACHE_REFILL
         nid: int32_t = -1
-        if self.nid >= 0 or self.arena._nodes_seen > 1:
+        if self.nid >= 0 or self.arena._nodes_seen > 1 or self.arena.follow_cpu:
             nid = self.arena.preferred_node(self.nid)
         taken: uint32_t = 0
         stray: uint32_t = NO_PAGE

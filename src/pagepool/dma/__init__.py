@@ -13,6 +13,7 @@ from pagepool.dma.iova_table import DMA_ENTRY_LIMIT, DMA_READ, DMA_WRITE, IOVA_R
 from pagepool.dma.layer import DmaLayer, unwrap
 from pagepool.dma.soft_iommu import SoftIommu
 from pagepool.dma.tracer import DmaEvent, Tracer
+from pagepool.dma.vfio.device import VfioDevice
 
 __all__ = [
     "DMA_ENTRY_LIMIT",
@@ -38,6 +39,7 @@ __all__ = [
     "MapGranularity",
     "SoftIommu",
     "Tracer",
+    "VfioDevice",
     "bus_of",
     "unwrap",
 ]

@@ -122,8 +122,14 @@ class PageAllocator:
 
         self.arena.keep_alive = self._reservation
         self.arena.reserve_pages = reserve_pages
-        for _ in range(self._reservation.nr_slabs if commit else 1):
-            self._commit_next(self.nid)
+        # Memory that may be anywhere is looked for where the pool runs, and pages from elsewhere are let go.
+        self.arena.follow_cpu = not commit and self.nid == NUMA_NO_NODE and len(numa.nodes()) > 1
+        try:
+            for _ in range(self._reservation.nr_slabs if commit else 1):
+                self._commit_next(self.nid)
+        except BaseException:
+            self.close()  # the memory and the descriptor now, not when the traceback lets go of us
+            raise
         self.arena.grow = None if commit else _weakly(self)
 
     # -- growing and shrinking -------------------------------------------------------------------------------

@@ -91,9 +91,7 @@ def test_hugetlb_on_node(nid: str) -> None:
     )
     page[0] = 1
     flags = ctypes.c_ulong(MPOL_F_NODE | MPOL_F_ADDR)
-    asked = libc.syscall(
-        SYS_GET_MEMPOLICY, ctypes.byref(where), None, ctypes.c_ulong(0), ctypes.c_void_p(vaddr), flags
-    )
+    asked = libc.syscall(SYS_GET_MEMPOLICY, ctypes.byref(where), None, ctypes.c_ulong(0), ctypes.c_void_p(vaddr), flags)
     assert (bound, asked, where.value) == (0, 0, int(nid))
 
 

@@ -54,14 +54,10 @@ def machine_mirror(etc: Path = Path("/etc")) -> Mirror:
         Not Debian, or no Debian source is configured.
     """
     release = dict(
-        line.split("=", 1)
-        for line in (etc / "os-release").read_text().splitlines()
-        if "=" in line and line[0] != "#"
+        line.split("=", 1) for line in (etc / "os-release").read_text().splitlines() if "=" in line and line[0] != "#"
     )
     if release.get("ID", "").strip('"') != "debian":
-        raise Unavailable(
-            f"not Debian but {release.get('ID', 'unknown')}: packages for the guest come from apt"
-        )
+        raise Unavailable(f"not Debian but {release.get('ID', 'unknown')}: packages for the guest come from apt")
     codename = release.get("VERSION_CODENAME", "").strip('"')
     main = security = keyring = ""
     for uri, suite, signed_by in _configured_sources(etc / "apt"):
@@ -86,9 +82,7 @@ def _configured_sources(apt: Path) -> list[tuple[str, str, str]]:
             found.append((entry["uri"], entry["suite"], signed[1] if signed else ""))
     for file in sorted(folder.glob("*.sources")):
         for stanza in re.split(r"\n\s*\n", file.read_text()):
-            fields = {
-                m[1].lower(): m[2].strip() for m in re.finditer(r"^([\w-]+):(.*)$", stanza, re.MULTILINE)
-            }
+            fields = {m[1].lower(): m[2].strip() for m in re.finditer(r"^([\w-]+):(.*)$", stanza, re.MULTILINE)}
             if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes") == "no":
                 continue
             signed_by = fields.get("signed-by", "")
@@ -137,13 +131,9 @@ class PrivateApt:
         """
         target = ["-t", prefer] if prefer else []
         try:
-            listing = self._run(
-                suites, "install", "--print-uris", "--yes", "--quiet", "--quiet", *target, *packages
-            )
+            listing = self._run(suites, "install", "--print-uris", "--yes", "--quiet", "--quiet", *target, *packages)
         except subprocess.CalledProcessError as error:
-            raise Unavailable(
-                f"apt cannot resolve {' '.join(packages)}: {_first_error(error.stderr)}"
-            ) from error
+            raise Unavailable(f"apt cannot resolve {' '.join(packages)}: {_first_error(error.stderr)}") from error
         return sorted(re.findall(r"^'\S+' (\S+\.deb) \d+", listing, re.MULTILINE))
 
     def fetch(self, suites: list[Suite], files: list[str], into: Path) -> None:

@@ -55,9 +55,7 @@ class Device:
         return f"52:54:00:00:00:{DEVICES.index(self) + 1:02x}"
 
 
-VIRTIO_NET = (
-    "virtio-net-pci,disable-legacy=on,iommu_platform=on"  # without iommu_platform it goes round the IOMMU
-)
+VIRTIO_NET = "virtio-net-pci,disable-legacy=on,iommu_platform=on"  # without iommu_platform it goes round the IOMMU
 DEVICES = [
     Device("edu", "edu,dma_mask=0xffffffffffff", 0x1234, 0x11E8, slot=4),
     Device("e1000e", "e1000e", 0x8086, 0x10D3, slot=5, is_nic=True),

@@ -46,9 +46,7 @@ def _tests_of(tree: ast.Module, boots: tuple[str, ...]) -> list[tuple[str, tuple
         if isinstance(node, ast.Assign) and any(ast.unparse(target) == "BOOTS" for target in node.targets):
             boots = ast.literal_eval(node.value)
         elif isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            decorators = {
-                ast.unparse(d.func): _literals(d) for d in node.decorator_list if isinstance(d, ast.Call)
-            }
+            decorators = {ast.unparse(d.func): _literals(d) for d in node.decorator_list if isinstance(d, ast.Call)}
             name = node.name.removeprefix("test_")
             wanted = decorators.get("only_on", boots)
             cases = decorators.get("cases")

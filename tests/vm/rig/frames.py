@@ -92,9 +92,7 @@ class FramePort:
     def expect(self, count: int, seed: int, min_bytes: int, max_bytes: int) -> dict[str, float]:
         """Wait for the frames of ``seed`` that the guest makes up by itself, addressed to the host."""
         with self._busy:
-            frames = {
-                make_frame(i, seed=seed, min_bytes=min_bytes, max_bytes=max_bytes)[12:] for i in range(count)
-            }
+            frames = {make_frame(i, seed=seed, min_bytes=min_bytes, max_bytes=max_bytes)[12:] for i in range(count)}
             exact = wrong = 0
             while frames:
                 frame = self._receive()
@@ -109,9 +107,7 @@ class FramePort:
 
     def _frames(self, first: int, count: int, seed: int, min_bytes: int, max_bytes: int) -> Iterable[bytes]:
         for index in range(first, first + count):
-            yield make_frame(
-                index, seed=seed, destination=self.destination, min_bytes=min_bytes, max_bytes=max_bytes
-            )
+            yield make_frame(index, seed=seed, destination=self.destination, min_bytes=min_bytes, max_bytes=max_bytes)
 
     def _receive(self) -> bytes | None:
         """Return the next IPv4 frame, None after a long quiet; kernels send others of their own accord."""

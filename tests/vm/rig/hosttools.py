@@ -30,6 +30,4 @@ def command(tree: Path, program: str) -> list[str]:
 
 def decompress(tree: Path, program: str, packed: bytes) -> bytes:
     """Return ``packed`` as ``program`` of ``tree`` (``zstd``, ``lz4``, ``xz`` ...) unpacks it."""
-    return subprocess.run(
-        [*command(tree, program), "-dc"], input=packed, capture_output=True, check=True
-    ).stdout
+    return subprocess.run([*command(tree, program), "-dc"], input=packed, capture_output=True, check=True).stdout

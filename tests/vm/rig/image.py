@@ -49,9 +49,7 @@ def userland(folder: Path, trees: list[Path], builder: Builder) -> Path:
     trees : list of Path
         Unpacked package sets; of a file in several the first counts.
     """
-    recipe = "\n".join(
-        [*(tree.name for tree in trees), Path(__file__).read_text(), Path(cpio.__file__).read_text()]
-    )
+    recipe = "\n".join([*(tree.name for tree in trees), Path(__file__).read_text(), Path(cpio.__file__).read_text()])
     path = folder / f"userland-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.cpio"
     if path.exists():
         return path

@@ -45,11 +45,7 @@ class Kernel:
 
     @property
     def _module_folder(self) -> Path:
-        return next(
-            path.parent
-            for prefix in ("usr", ".")
-            for path in self.tree.glob(f"{prefix}/lib/modules/*/kernel")
-        )
+        return next(path.parent for prefix in ("usr", ".") for path in self.tree.glob(f"{prefix}/lib/modules/*/kernel"))
 
     @property
     def _bzimage(self) -> Path:

@@ -24,9 +24,7 @@ from .apt import PrivateApt, Suite, machine_mirror
 from .unavailable import Unavailable
 
 MAX_AGE_SECONDS = 7 * 24 * 3600
-SUITES = [
-    Suite(name) for name in ("bookworm", "bookworm-security", "trixie", "trixie-security", "trixie-backports")
-]
+SUITES = [Suite(name) for name in ("bookworm", "bookworm-security", "trixie", "trixie-security", "trixie-backports")]
 BOOKWORM, TRIXIE, TRIXIE_BACKPORTS = SUITES[:2], SUITES[2:4], SUITES[2:]
 
 
@@ -58,9 +56,7 @@ def _python(minor: int, suites: list[Suite]) -> PackageSet:
 
 KERNEL = ["linux-image-cloud-amd64"]  # a third of the full kernel, boots faster, has all that VFIO needs
 KERNEL_OLDEST = PackageSet("kernel-oldest", BOOKWORM, KERNEL, keep="linux-")  # 6.1
-KERNEL_NEWEST = PackageSet(
-    "kernel-newest", TRIXIE_BACKPORTS, KERNEL, prefer="trixie-backports", keep="linux-"
-)
+KERNEL_NEWEST = PackageSet("kernel-newest", TRIXIE_BACKPORTS, KERNEL, prefer="trixie-backports", keep="linux-")
 # 11.1. The 7.2 of bookworm has no igb. With the 10.0.13 of trixie the guest kernel's own virtio-net lost the
 # 760th frame behind an IOMMU, or its queue died ("Guest moved used index from 761 to 0"); 11.1 lost none of
 # 30,000. The smoke suite watches over it.

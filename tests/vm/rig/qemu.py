@@ -110,9 +110,7 @@ def _bridges() -> list[str]:
     """For each NUMA node a PCI expander bridge, whose devices are the node's own, with one root port."""
     words = []
     for nid, bus in NUMA_BUSES.items():
-        bridge = (
-            f"pxb-pcie,id=bridge{nid},bus_nr={bus},bus=pcie.0,addr={BRIDGE_SLOT + nid:#x},numa_node={nid}"
-        )
+        bridge = f"pxb-pcie,id=bridge{nid},bus_nr={bus},bus=pcie.0,addr={BRIDGE_SLOT + nid:#x},numa_node={nid}"
         words += [
             "-device",
             bridge,

@@ -83,7 +83,5 @@ class Machine:
             if pipe is not None:
                 pipe.close()
         if not self.ended and status:
-            self.ended = (
-                f"QEMU exited with status {status}: {self._log.read_text(errors='replace').strip()[-500:]}"
-            )
+            self.ended = f"QEMU exited with status {status}: {self._log.read_text(errors='replace').strip()[-500:]}"
         self.ended = self.ended or "powered off"

@@ -81,9 +81,7 @@ class Rig:
         self.limit_seconds = limit_seconds or float(os.environ.get("PAGEPOOL_VM_SECONDS", "300"))
         self.builder: Builder = find_builder()
 
-    def run(
-        self, boot: Boot, tests: list[GuestTest], echo: Callable[[str], None] = lambda line: None
-    ) -> BootReport:
+    def run(self, boot: Boot, tests: list[GuestTest], echo: Callable[[str], None] = lambda line: None) -> BootReport:
         """Boot the machine, run ``tests`` in it, and return what it said.
 
         Parameters
@@ -97,9 +95,7 @@ class Rig:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another run with this cache goes first
             return self._run(boot, tests, run_folder, echo)
 
-    def _run(
-        self, boot: Boot, tests: list[GuestTest], run_folder: Path, echo: Callable[[str], None]
-    ) -> BootReport:
+    def _run(self, boot: Boot, tests: list[GuestTest], run_folder: Path, echo: Callable[[str], None]) -> BootReport:
         tools = self.packages.tree(QEMU)
         kernel = Kernel(self.packages.tree(boot.kernel), tools)
         pagepool = installed_pagepool(self.folder, self.builder)

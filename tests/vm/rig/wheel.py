@@ -82,17 +82,11 @@ def _build(cache: Path, builder: Builder) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     ready = builder.run("-c", f"import {BUILD_MODULES}").returncode == 0
     isolation = ["--no-build-isolation"] if ready else []
-    checkout = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[
-        :8
-    ]  # cmake ties a build folder to its sources
+    checkout = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:8]  # cmake ties a build folder to its sources
     build = "-Cbuild-dir={}/cmake-cp{}{}-{}".format(cache, *builder.version, checkout)
-    done = builder.run(
-        "-m", "pip", "wheel", "--no-deps", *isolation, build, "--wheel-dir", str(folder), str(CHECKOUT)
-    )
+    done = builder.run("-m", "pip", "wheel", "--no-deps", *isolation, build, "--wheel-dir", str(folder), str(CHECKOUT))
     if done.returncode:
-        raise RuntimeError(
-            f"pagepool's wheel for the guest cannot be built:\n{(done.stdout + done.stderr)[-4000:]}"
-        )
+        raise RuntimeError(f"pagepool's wheel for the guest cannot be built:\n{(done.stdout + done.stderr)[-4000:]}")
     return next(folder.glob("*.whl"))
 
 

@@ -90,9 +90,7 @@ def inject(
     return Call("inject", {"nic": nic, "count": count, "window": window, "seed": seed, **sizes})
 
 
-def send(
-    nic: str, count: int, *, first: int = 0, seed: int = 0, min_bytes: int = 60, max_bytes: int = 1514
-) -> Call:
+def send(nic: str, count: int, *, first: int = 0, seed: int = 0, min_bytes: int = 60, max_bytes: int = 1514) -> Call:
     """Send frames ``first`` to ``first + count - 1`` at once, at most a ring full, and expect nothing back.
 
     Returns
@@ -112,9 +110,7 @@ def expect(nic: str, count: int, *, seed: int = 0, min_bytes: int = 60, max_byte
     Call
         Result: ``exact``, ``wrong`` and ``lost`` frames.
     """
-    return Call(
-        "expect", {"nic": nic, "count": count, "seed": seed, "min_bytes": min_bytes, "max_bytes": max_bytes}
-    )
+    return Call("expect", {"nic": nic, "count": count, "seed": seed, "min_bytes": min_bytes, "max_bytes": max_bytes})
 
 
 def iommu_faults() -> int:

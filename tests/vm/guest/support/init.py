@@ -84,9 +84,7 @@ def run_suite(suite: str, names: list[str]) -> int:
                 "PYTHONPATH": "/rig:/site",
                 "LC_ALL": "C.UTF-8",
             }
-            os.execve(
-                interpreter, [interpreter, "-u", "-m", "vm.guest.support.runner", suite, *left], environment
-            )
+            os.execve(interpreter, [interpreter, "-u", "-m", "vm.guest.support.runner", suite, *left], environment)
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
         current = CURRENT_TEST.read_text()

@@ -50,6 +50,4 @@ def _set_up(interface: str, *, up: bool) -> None:
         request = bytearray(IFREQ_FLAGS.pack(interface.encode(), 0))
         fcntl.ioctl(control, SIOCGIFFLAGS, request)
         flags = IFREQ_FLAGS.unpack(request)[1] & ~IFF_UP
-        fcntl.ioctl(
-            control, SIOCSIFFLAGS, IFREQ_FLAGS.pack(interface.encode(), flags | (IFF_UP if up else 0))
-        )
+        fcntl.ioctl(control, SIOCSIFFLAGS, IFREQ_FLAGS.pack(interface.encode(), flags | (IFF_UP if up else 0)))

@@ -67,6 +67,4 @@ def _one_line(error: BaseException, *, named: bool = True) -> str:
 if __name__ == "__main__":
     failures = main(sys.argv[1], sys.argv[2:])
     sys.stdout.flush()
-    os._exit(
-        min(failures, 127)
-    )  # not the interpreter's exit: a pool or a mapping left over is no test's failure
+    os._exit(min(failures, 127))  # not the interpreter's exit: a pool or a mapping left over is no test's failure

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""What to tell the user about an error, in one line that says what to do.
+
+Only words. Errors that this package raises on purpose have them; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from array import array
+from fcntl import ioctl
+
+from pagepool.drivers.af_xdp import FilterError
+from pagepool.errors import PagePoolError
+
+__all__ = ["CannotError", "explain", "failure_line", "is_up", "nr_queues"]
+
+_SIOCETHTOOL, _ETHTOOL_GCHANNELS = 0x8946, 0x3C
+_RX_COUNT, _COMBINED_COUNT = 5, 8  # words of the answer
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1
+
+
+class CannotError(Exception):
+    """Something asked for on the command line cannot be done; the text is the line to print."""
+
+
+def failure_line(error: Exception) -> tuple[str | None, int]:
+    """Return the line and the exit status for an error; None for the line if it is a bug."""
+    message = getattr(error, "format_message", None)
+    if message is not None:  # click's own: a wrong command line (typer brings its own copy of click)
+        text = message() or "no subcommand"
+        return f"{_one_line(text)} (try: pagepool --help)", 2
+    if type(error).__name__ == "Abort":  # what click makes of Ctrl-C
+        return "interrupted", 130
+    if hasattr(error, "exit_code"):
+        return "", int(error.exit_code)
+    if isinstance(error, FilterError):
+        return f"{_one_line(str(error))}; for example --filter 'udp port 53'", 1
+    if isinstance(error, (CannotError, OSError, PagePoolError)):
+        return _one_line(str(error)), 1
+    return None, 1
+
+
+def explain(error: OSError, ifname: str, queue: int) -> CannotError:
+    """Return what to do about a queue that could not be opened."""
+    said = _one_line(str(error))
+    advice = ""
+    if error.errno == errno.ENODEV:
+        names = ", ".join(name for _, name in socket.if_nameindex())
+        advice = f"the interfaces here: {names}"
+    elif error.errno in (errno.EPERM, errno.EACCES):
+        advice = "run it as root, or without IFACE to see it on the loopback NIC"
+    elif error.errno in (errno.EBUSY, errno.EEXIST):
+        advice = f"stop the other program (ip link show {ifname} names its XDP program), or take another --queue"
+    elif error.errno == errno.EINVAL:
+        queues = nr_queues(ifname)
+        if queues is not None and queue >= queues:
+            return CannotError(f"{ifname} has no queue {queue}: take --queue {_range(queues)}")
+        advice = "--queue 0 is there on every interface"
+    elif error.errno == errno.ENETDOWN:
+        advice = f"ip link set {ifname} up"
+    return CannotError(f"{said}: {advice}" if advice else said)
+
+
+def nr_queues(ifname: str) -> int | None:
+    """Return how many receive queues an interface has, None where its driver does not say."""
+    channels = array("I", [_ETHTOOL_GCHANNELS, *bytes(8)])  # struct ethtool_channels
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            ioctl(control, _SIOCETHTOOL, struct.pack("=16sQ16x", ifname.encode(), channels.buffer_info()[0]))
+    except OSError:
+        return None
+    return int(channels[_RX_COUNT] + channels[_COMBINED_COUNT])
+
+
+def is_up(ifname: str) -> bool:
+    """Return whether an interface is up; a socket can be bound to one that is not, and hears nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        answer = ioctl(control, _SIOCGIFFLAGS, struct.pack("=16s24x", ifname.encode()))
+    return bool(struct.unpack_from("=H", answer, 16)[0] & _IFF_UP)
+
+
+def _range(queues: int) -> str:
+    return "0" if queues == 1 else f"0 to {queues - 1}"
+
+
+def _one_line(text: str) -> str:
+    return "; ".join(part.strip() for part in text.splitlines() if part.strip())

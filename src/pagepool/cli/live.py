@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""One screen that shows the pool at work, redrawn in place four times a second.
+
+Rates are of the last second, so that the figures can be read; counts are of now. It fits 80 columns and 24 lines, and
+gives way to the summary at the end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from pagepool.cli import units
+from pagepool.cli.meter import Rates, Sample, rates
+from pagepool.cli.summary import Summary
+from pagepool.cli.wire import Wire
+
+__all__ = ["LiveReport"]
+
+_WINDOW_S = 1.0
+_BARS = " ▁▂▃▄▅▆▇█"
+_LABEL = 16
+_WIDEST = 100
+_OTHER_LINES = 21  # of the screen, beside the lines of single queues
+
+
+class LiveReport:
+    """The screen.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+        A terminal.
+    seconds : float, optional
+        When it will end by itself; only to say so.
+    """
+
+    interval_s = 0.25
+
+    def __init__(self, console: Console, seconds: float | None) -> None:
+        self._console = console
+        self._seconds = seconds
+        self._recent: deque[Sample] = deque()
+        self._history: deque[float] = deque(maxlen=240)
+        self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
+        self._wire: Wire | None = None
+
+    def begin(self, wire: Wire, first: Sample) -> None:
+        """Show the first screen."""
+        self._wire = wire
+        self._recent.append(first)
+        self._live.start()
+
+    def show(self, now: Sample) -> None:
+        """Draw the screen anew."""
+        while len(self._recent) > 1 and now.at_s - self._recent[1].at_s >= _WINDOW_S:
+            self._recent.popleft()
+        rate = rates(self._recent[0], now)
+        self._history.append(rates(self._recent[-1], now).packets)
+        self._live.update(self.screen(now, rate), refresh=True)
+        self._recent.append(now)
+
+    def end(self, summary: Summary) -> None:
+        """Give way to the summary."""
+        self.close()
+        for number, line in enumerate(summary.lines()):
+            self._console.print(Text(line, style="bold" if number == 0 else ""), soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was. Idempotent."""
+        self._live.stop()
+
+    # -- the screen, from top to bottom ------------------------------------------------------------------------------
+
+    def screen(self, now: Sample, rate: Rates) -> Group:
+        """Return the whole screen, no line wider than the terminal."""
+        width = min(self._console.width - 1, _WIDEST)
+        lines = list(self._lines(now, rate, width))
+        for line in lines:
+            line.truncate(width)
+        return Group(*lines)
+
+    def _lines(self, now: Sample, rate: Rates, width: int) -> Iterator[Text]:
+        assert self._wire is not None
+        until = f" of {self._seconds:.0f} s" if self._seconds else " s, Ctrl-C ends"
+        yield _ends(f" {self._wire.title}", f"{now.at_s:.0f}{until} ", width, "bold reverse")
+        if self._wire.reason:
+            yield Text(f" {self._wire.reason}", style="dim")
+        yield Text()
+        yield self._speed(now, rate)
+        yield Text(f" {_spark(self._history, width - 2)}", style="green")
+        yield Text()
+        yield from _where(now, width)
+        yield Text()
+        if len(now.queues) > 1:
+            yield from _queue_lines(self._recent[0], now, self._console.height - _OTHER_LINES)
+            yield Text()
+        yield from _came(now, rate)
+        yield Text()
+        recycled = f" {units.percent(now.recycle_ratio)} recycled"
+        yield _ends(recycled, f"{units.bytes_of(now.memory_bytes)} of {now.memory} ", width, "bold")
+        yield Text()  # the terminal echoes ^C where the cursor is: not at the end of a full line
+
+    def _speed(self, now: Sample, rate: Rates) -> Text:
+        line = Text(" ")
+        line.append(f"{units.per_second(rate.packets):>10}", style="bold green")
+        line.append(f"   {units.bits_per_second(rate.bits):>12}", style="bold green")
+        line.append(f"   {units.count(now.total('frames'))} frames")
+        if rate.lost:
+            share = rate.lost / (rate.lost + rate.packets)
+            line.append(f"   {units.per_second(rate.lost)} lost ({100 * share:.0f} %)", style="yellow")
+        return line
+
+
+def _queue_lines(before: Sample, now: Sample, room: int) -> Iterator[Text]:
+    """One line a queue, as many as fit."""
+    span = max(now.at_s - before.at_s, 1e-9)
+    room = max(room, 1)
+    shown = len(now.queues) if len(now.queues) <= room else room - 1
+    for old, new in list(zip(before.queues, now.queues, strict=True))[:shown]:
+        speed = units.per_second((new.frames - old.frames) / span)
+        pages = f"{new.pool.in_cache} cached, {new.pool.in_ring:,} ringed, {new.pool.lent:,} lent"
+        yield Text(f"   queue {new.queue:<3}{speed:>16}   pool {new.pool_id}: {pages}")
+    if shown < len(now.queues):
+        yield Text(f"   and {len(now.queues) - shown} more queues", style="dim")
+
+
+def _ends(left: str, right: str, width: int, style: str) -> Text:
+    room = width - len(right)
+    return Text(f"{left[:room]:<{room}}{right}"[:width], style=style)
+
+
+def _spark(history: deque[float], width: int) -> str:
+    shown = list(history)[-width:]
+    top = max(shown, default=0.0) or 1.0
+    return "".join(_BARS[min(8, round(8 * value / top))] for value in shown)
+
+
+def _where(now: Sample, width: int) -> Iterator[Text]:
+    """Where the pages are: a bar for each place, all to one scale."""
+    at_device = now.total("at_device")
+    places = (
+        ("at the device", at_device, "blue"),
+        ("lent to you", now.total("lent") - at_device, "yellow"),
+        ("cached", now.total("in_cache"), "green"),
+        ("ringed", now.total("in_ring"), "cyan"),
+    )
+    held = max(sum(pages for _, pages, _ in places), 1)
+    yield Text(f" Where the {units.count(now.total('inflight'))} pages are", style="bold")
+    room = width - _LABEL - 12
+    for name, pages, color in places:
+        line = Text(f"   {name:<{_LABEL - 3}}{pages:>8,} ")
+        line.append("█" * max(round(room * pages / held), 1 if pages else 0), style=color)
+        yield line
+
+
+def _came(now: Sample, rate: Rates) -> Iterator[Text]:
+    """Where pages came from, cheapest first."""
+    rows = (
+        ("fast", units.short(rate.fast) + " pages/s", "from the cache", now.total("fast"), ""),
+        ("refill", units.short(rate.refill) + " times/s", "from the ring, up to 64 pages", now.total("refill"), ""),
+        ("slow", units.short(rate.slow) + " times/s", "page allocator called", now.allocator_calls, "yellow"),
+        ("map", units.short(rate.maps) + " times/s", "mapped for the device", now.maps, "yellow"),
+    )
+    yield Text(f" {'Where pages come from':<{_LABEL + 17}}{'in all':>14}", style="bold")
+    for name, per_second, what, total, color in rows:
+        busy = color if per_second[0] != "0" else ""
+        yield Text(f"   {name:<{_LABEL - 9}}{per_second:>19}{units.short(total):>18}   {what}", style=busy)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: MIT
+"""Where the frames come from: an interface of this machine, a veth pair made for the occasion, or the loopback NIC.
+
+A wire opens the queues and starts the traffic if it is ours; it receives nothing. Invariant: leaving the ``with``
+block closes the queues and takes away everything that was made for them, whatever happened in between.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pagepool import probe
+from pagepool.cli.failure import CannotError, explain, is_up
+from pagepool.drivers.af_xdp import AfXdpQueue
+from pagepool.drivers.loopback import LoopbackNic, LoopbackQueue, UdpFlows
+from pagepool.drivers.rx_queue import RxQueue
+
+__all__ = ["Interface", "Loopback", "Veth", "Wire", "WireOptions", "choose_wire"]
+
+_FRAME_BYTES = 60  # what the wire calls a frame of 64 bytes, with its check sequence
+_NR_FLOWS = 64
+_LOOPBACK_QUEUES = 128
+_FRAMES_PER_QUEUE = 6656  # pages: two rx rings, a tx ring and what a batch needs
+
+
+@dataclass(frozen=True, slots=True)
+class WireOptions:
+    """What the command line asks of a wire.
+
+    Attributes
+    ----------
+    queues : tuple of int
+        Hardware queues, each once.
+    filter : str
+        Which frames to take; the others go to the stack.
+    rate_pps : float or None
+        Frames per second of our own generator; None for as fast as it goes.
+    """
+
+    queues: tuple[int, ...] = (0,)
+    filter: str = "all"
+    rate_pps: float | None = None
+
+
+class Wire(ABC):
+    """Queues, and what is around them.
+
+    Attributes
+    ----------
+    queues : list
+        Open inside the ``with`` block, in the order asked for.
+    reason : str
+        Why this wire and no better one; empty where there is nothing to explain.
+    """
+
+    reason = ""
+
+    def __init__(self, options: WireOptions) -> None:
+        self.options = options
+        self.queues: list[RxQueue] = []
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            self._open(undo)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._undo.close()
+
+    @abstractmethod
+    def _open(self, undo: ExitStack) -> None:
+        """Fill `queues`; what is to be undone goes on the stack."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """str : what it is, in a few words."""
+
+    @abstractmethod
+    def look(self, queue: RxQueue) -> tuple[int, int]:
+        """Return the pages that the device has, and the frames that were lost before the pool saw them."""
+
+    def start(self) -> None:
+        """Start the traffic, if it is ours."""
+        return None
+
+    def stop(self) -> None:
+        """Stop the traffic, if it is ours."""
+        return None
+
+    def sent(self) -> int | None:
+        """Return the frames that our generator has sent, None where the traffic is not ours."""
+        return None
+
+
+class Interface(Wire):
+    """Queues of an interface by AF_XDP; several share one UMEM."""
+
+    def __init__(self, ifname: str, options: WireOptions) -> None:
+        super().__init__(options)
+        self.ifname = ifname
+
+    def _open(self, undo: ExitStack) -> None:
+        frames = _FRAMES_PER_QUEUE * len(self.options.queues)
+        first: AfXdpQueue | None = None
+        for index in self.options.queues:
+            try:
+                queue = AfXdpQueue(self.ifname, index, filter=self.options.filter, frames=frames, share_umem_with=first)
+            except OSError as error:
+                raise explain(error, self.ifname, index) from None
+            undo.callback(queue.close)
+            self.queues.append(queue)
+            if not is_up(self.ifname):
+                raise CannotError(f"{self.ifname} is down: ip link set {self.ifname} up")
+            first = first or queue
+
+    @property
+    def title(self) -> str:
+        queue = self.queues[0]
+        assert isinstance(queue, AfXdpQueue)
+        return f"{self.ifname}, AF_XDP {queue.mode}, {'zero copy' if queue.is_zerocopy else 'copy'}"
+
+    def look(self, queue: RxQueue) -> tuple[int, int]:
+        assert isinstance(queue, AfXdpQueue)
+        stats = queue.stats()
+        rings, socket = stats.rings, stats.socket
+        return rings.nr_fill + rings.nr_rx + rings.nr_tx_outstanding, socket.rx_dropped + socket.rx_ring_full
+
+
+class Veth(Interface):
+    """A veth pair between two namespaces without a name, with a traffic generator at the far end."""
+
+    def __init__(self, options: WireOptions) -> None:
+        super().__init__("near", options)
+        self._generators: list[Any] = []
+
+    def _open(self, undo: ExitStack) -> None:
+        # Imported here: without root nothing of it is of use, and pyroute2 is an extra.
+        from pagepool.testing.frames import udp_frame
+        from pagepool.testing.generator import LiveGenerator
+        from pagepool.testing.veth import VethPair
+
+        nr_queues = max(self.options.queues) + 1
+        pair = undo.enter_context(VethPair(nr_queues=nr_queues))
+        with pair.near.ns:
+            super()._open(undo)
+        near, far = pair.near, pair.far
+        frame = udp_frame(src=far.mac, dst=near.mac, src_ip=far.ipv4, dst_ip=near.ipv4, length=_FRAME_BYTES)
+        if self.options.rate_pps is not None:
+            rate = self.options.rate_pps / len(self.options.queues)
+        else:
+            rate = None
+        for cpu in self._cpus(nr_queues):
+            generator = LiveGenerator(far, frame, rate_pps=rate, nr_flows=_NR_FLOWS, cpu=cpu)
+            self._generators.append(undo.enter_context(generator))
+
+    def _cpus(self, nr_queues: int) -> list[int | None]:
+        # A live frame arrives on the queue of the CPU that sent it.
+        if nr_queues == 1:
+            return [None]
+        cpus = sorted(os.sched_getaffinity(0))
+        found: list[int | None] = []
+        for queue in self.options.queues:
+            fitting = [cpu for cpu in cpus if cpu % nr_queues == queue]
+            if not fitting:
+                raise CannotError(
+                    f"no frame would reach queue {queue}: on veth the sending CPU chooses the queue, and this "
+                    f"process has {len(cpus)}; take --queue {' --queue '.join(map(str, range(len(cpus))))}"
+                )
+            found.append(fitting[0])
+        return found
+
+    @property
+    def title(self) -> str:
+        return f"veth pair in its own namespaces, {super().title.partition(', ')[2]}"
+
+    def start(self) -> None:
+        for generator in self._generators:
+            generator.start()
+
+    def stop(self) -> None:
+        for generator in self._generators:
+            generator.stop()
+
+    def sent(self) -> int | None:
+        return sum(int(generator.sent) for generator in self._generators)
+
+
+class Loopback(Wire):
+    """The NIC in software, with generated flows; a pool for each queue, no privilege."""
+
+    def __init__(self, options: WireOptions, reason: str = "") -> None:
+        if options.filter != "all":
+            raise CannotError(f"--filter needs AF_XDP, and this is the loopback NIC{f' ({reason})' if reason else ''}")
+        if max(options.queues) >= _LOOPBACK_QUEUES:
+            raise CannotError(
+                f"the loopback NIC has {_LOOPBACK_QUEUES} queues: take --queue 0 to {_LOOPBACK_QUEUES - 1}"
+            )
+        super().__init__(options)
+        self.reason = reason
+
+    def _open(self, undo: ExitStack) -> None:
+        nic = undo.enter_context(LoopbackNic(max(self.options.queues) + 1, UdpFlows(_NR_FLOWS, _FRAME_BYTES)))
+        self.queues.extend(undo.enter_context(nic.queue(index)) for index in self.options.queues)
+
+    @property
+    def title(self) -> str:
+        return "loopback NIC (software, in this process)"
+
+    def look(self, queue: RxQueue) -> tuple[int, int]:
+        assert isinstance(queue, LoopbackQueue)
+        port, stats = queue.port, queue.stats()
+        waiting = stats.rx_frames - stats.xdp["rx_frames"]  # written, and not yet judged
+        return port.rx.nr_posted + waiting + port.tx.nr_posted, stats.rx_dropped
+
+
+def choose_wire(ifname: str | None, options: WireOptions, *, loopback: bool = False) -> Wire:
+    """Return the best wire there is, not yet open.
+
+    Parameters
+    ----------
+    ifname : str or None
+        The user's interface; None for traffic of our own.
+    loopback : bool
+        Take the loopback NIC whatever else there is.
+    """
+    if ifname is not None:
+        return Interface(ifname, options)
+    if loopback:
+        return Loopback(options)
+    for name in ("netns", "af_xdp"):
+        answer = probe.probe(name)
+        if not answer:
+            return Loopback(options, f"no AF_XDP on a veth pair for this user: {name}: {answer.reason}")
+    return Veth(options)

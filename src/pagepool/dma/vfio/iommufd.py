@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""iommufd: one character device per PCI function, and I/O address spaces as objects of their own.
+
+The successor of `type1`, without groups and without ``dma_entry_limit``. Needs a kernel with IOMMUFD and
+VFIO_DEVICE_CDEV; Debian's have neither, so this file is proven by the layout of its requests only and chosen
+where ``/dev/iommu`` and the function's ``vfio-dev`` exist. Nothing of iovas is kept here.
+
+Source: ``Documentation/userspace-api/iommufd.rst`` and ``linux/iommufd.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+from pagepool.dma.vfio.abi import (
+    ATTACH_PT,
+    BIND_IOMMUFD,
+    IOAS_ALLOC,
+    IOAS_IOVA_RANGES,
+    IOAS_MAP,
+    IOAS_UNMAP,
+    IoasMapFlag,
+    IommuInfo,
+    Request,
+    ioctl,
+)
+from pagepool.dma.vfio.hints import hint
+from pagepool.dma.vfio.sysfs import PciSysfs
+from pagepool.errors import DeviceError
+
+__all__ = ["IommufdSpace", "has_iommufd"]
+
+_PATH = "/dev/iommu"
+_MAX_RANGES = 128
+
+
+def has_iommufd(pci: PciSysfs) -> bool:
+    """Whether the kernel has iommufd, and made a character device for this function."""
+    return os.path.exists(_PATH) and pci.vfio_cdev is not None
+
+
+class IommufdSpace:
+    """An I/O address space of iommufd (an IOAS).
+
+    Raises
+    ------
+    DeviceError
+        ``/dev/iommu`` cannot be opened.
+    """
+
+    name = "iommufd"
+
+    def __init__(self) -> None:
+        self._fd = _open(_PATH)
+        try:
+            answer = bytearray(IOAS_ALLOC.pack(IOAS_ALLOC.size, 0, 0))
+            ioctl(self._fd, Request.IOAS_ALLOC, answer, _PATH)
+        except BaseException:
+            self.close()
+            raise
+        self._ioas_id: int = IOAS_ALLOC.unpack(answer)[2]
+
+    def open_device(self, pci: PciSysfs) -> int:
+        """See `IommuSpace.open_device`."""
+        path = pci.vfio_cdev
+        if path is None:
+            raise DeviceError(errno.ENODEV, "open device", pci.bdf, hint("open device", errno.ENOENT))
+        fd = _open(path)
+        try:
+            bind = bytearray(BIND_IOMMUFD.pack(BIND_IOMMUFD.size, 0, self._fd, 0))
+            ioctl(fd, Request.DEVICE_BIND_IOMMUFD, bind, pci.bdf)
+            attach = bytearray(ATTACH_PT.pack(ATTACH_PT.size, 0, self._ioas_id))
+            ioctl(fd, Request.DEVICE_ATTACH_IOMMUFD_PT, attach, pci.bdf)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def info(self) -> IommuInfo:
+        """See `IommuSpace.info`; the ranges are those that every device in the space can use."""
+        pairs = (ctypes.c_uint64 * (2 * _MAX_RANGES))()
+        request = bytearray(
+            IOAS_IOVA_RANGES.pack(IOAS_IOVA_RANGES.size, self._ioas_id, _MAX_RANGES, 0, ctypes.addressof(pairs), 0)
+        )
+        ioctl(self._fd, Request.IOAS_IOVA_RANGES, request, self.name)
+        _, _, count, _, _, alignment = IOAS_IOVA_RANGES.unpack(request)
+        return IommuInfo(max(alignment, 4096), [(pairs[2 * i], pairs[2 * i + 1]) for i in range(count)], None)
+
+    def map(self, vaddr: int, iova: int, size_bytes: int, *, readable: bool, writable: bool) -> None:
+        """See `IommuSpace.map`."""
+        flags = IoasMapFlag.FIXED_IOVA
+        flags |= IoasMapFlag.READABLE if readable else IoasMapFlag(0)
+        flags |= IoasMapFlag.WRITEABLE if writable else IoasMapFlag(0)
+        request = bytearray(IOAS_MAP.pack(IOAS_MAP.size, flags, self._ioas_id, 0, vaddr, size_bytes, iova))
+        ioctl(self._fd, Request.IOAS_MAP, request, f"vaddr {vaddr:#x} to iova {iova:#x}, {size_bytes} bytes")
+
+    def unmap(self, iova: int, size_bytes: int) -> int:
+        """See `IommuSpace.unmap`."""
+        request = bytearray(IOAS_UNMAP.pack(IOAS_UNMAP.size, self._ioas_id, iova, size_bytes))
+        try:
+            ioctl(self._fd, Request.IOAS_UNMAP, request, f"iova {iova:#x}, {size_bytes} bytes")
+        except DeviceError as error:
+            if error.errno == errno.ENOENT:
+                return 0
+            raise
+        return int(IOAS_UNMAP.unpack(request)[3])
+
+    def close(self) -> None:
+        """See `IommuSpace.close`; the IOAS goes with its file."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        number = error.errno or errno.EIO
+        raise DeviceError(number, "open device", path, hint("open device", number)) from None

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: MIT
+"""``pagepool rx`` on a real veth pair: frames, refusals in one line, and nothing left behind however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyroute2 import IPRoute
+
+from pagepool.drivers.af_xdp import AfXdpQueue
+from pagepool.drivers.capture import read_capture
+from pagepool.testing.frames import udp_frame
+from pagepool.testing.generator import LiveGenerator
+from pagepool.testing.veth import VethEnd, VethPair
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns, pytest.mark.needs_af_xdp]
+
+COMMAND = [sys.executable, "-W", "error", "-m", "pagepool.cli", "rx"]
+# uid 0 with an empty bounding set: a root that may nothing, and can still read the interpreter.
+POWERLESS = """
+import ctypes, os, sys
+for capability in range(64):
+    ctypes.CDLL(None).prctl(24, capability)  # PR_CAPBSET_DROP
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def frame_to_near(veth: VethPair, port: int = 4001) -> bytes:
+    near, far = veth.near, veth.far
+    return udp_frame(src=far.mac, dst=near.mac, src_ip=far.ipv4, dst_ip=near.ipv4, dst_port=port, length=60)
+
+
+def xdp_program(end: VethEnd) -> int:
+    """Return the id of the program on an interface, 0 for none."""
+    with end.ns, IPRoute() as route:
+        (link,) = route.get_links(index=end.ifindex)
+        found = link.get_attr("IFLA_XDP")
+        return int(found.get_attr("IFLA_XDP_PROG_ID") or 0) if found is not None else 0
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the command until its queue is open."""
+    command = [*COMMAND, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def rx(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=30, check=False)
+
+
+def summary_while(send: LiveGenerator, count: int, *arguments: str) -> dict[str, Any]:
+    """Receive while `send` sends `count` frames; return the summary."""
+    with started("near", "--json", *arguments) as process:
+        send.send(count)
+        return summary_of(process)
+
+
+def summary_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Let the last frames arrive, then end a JSON receive and return its summary."""
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    summary: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return summary
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("pagepool: ")
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+
+
+def test_every_frame_is_received_counted_and_recycled(veth: VethPair) -> None:
+    with LiveGenerator(veth.far, frame_to_near(veth), rate_pps=20_000) as generator:
+        summary = summary_while(generator, 10_000, "--action", "drop")
+    assert (summary["frames"], summary["lost"]) == (10_000, 0)
+    assert summary["bytes"] == 600_000
+    assert summary["maps"] == 1
+    assert "AF_XDP native" in summary["source"]
+    assert xdp_program(veth.near) == 0
+
+
+def test_frames_go_on_to_the_stack_unless_told_otherwise(veth: VethPair) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((veth.near.ipv4, 4001))
+        receiver.settimeout(2)
+        with LiveGenerator(veth.far, frame_to_near(veth), rate_pps=500) as generator:
+            summary = summary_while(generator, 40)  # a few pages each: more would not fit the socket's buffer
+        assert summary["action"] == "pass"
+        assert summary["frames"] == 40
+        for _ in range(40):
+            receiver.recv(2048)
+
+
+def test_filter_leaves_the_rest_to_the_stack(veth: VethPair) -> None:
+    with (
+        LiveGenerator(veth.far, frame_to_near(veth, port=9), rate_pps=2000) as matching,
+        LiveGenerator(veth.far, frame_to_near(veth, port=10), rate_pps=2000) as other,
+    ):
+        rest = threading.Timer(0, other.send, [700])
+        rest.start()
+        summary = summary_while(matching, 1000, "--action", "drop", "--filter", "udp port 9")
+        rest.join()
+    assert summary["frames"] == 1000
+
+
+def test_sent_back_frames_reach_the_far_end(veth: VethPair) -> None:
+    with veth.far.ns:
+        far = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
+    with far:
+        far.bind((veth.far.ifname, 0x0003))
+        far.settimeout(2)
+        with LiveGenerator(veth.far, frame_to_near(veth), rate_pps=500) as generator:
+            summary = summary_while(generator, 50, "--action", "tx")
+        assert summary["frames"] == 50
+        for _ in range(50):
+            assert far.recv(2048) == frame_to_near(veth)
+
+
+def test_written_file_holds_the_frames(veth: VethPair, tmp_path: Path) -> None:
+    path = tmp_path / "frames.pcapng"
+    with LiveGenerator(veth.far, frame_to_near(veth), rate_pps=5000) as generator:
+        summary = summary_while(generator, 2000, "--action", "drop", "--write", str(path))
+    assert summary["capture"] == {"path": str(path), "frames": 2000}
+    assert [bytes(frame.data) for frame in read_capture(path)] == [frame_to_near(veth)] * 2000
+
+
+@pytest.mark.parametrize("veth", [{"nr_queues": 2}], indirect=True)
+def test_two_queues_share_one_umem(veth: VethPair) -> None:
+    with started("near", "--action", "drop", "--queue", "0", "--queue", "1", "--json") as process:
+        for cpu in sorted(os.sched_getaffinity(0))[:2]:
+            with LiveGenerator(veth.far, frame_to_near(veth), rate_pps=5000, cpu=cpu) as generator:
+                generator.send(1000)
+        summary = summary_of(process)
+    assert summary["frames"] == 1000 * min(2, len(os.sched_getaffinity(0)))
+    assert summary["maps"] == 1
+    assert [queue["queue"] for queue in summary["queues"]] == [0, 1]
+
+
+def test_without_an_interface_root_gets_real_af_xdp() -> None:
+    done = rx("--seconds", "1", "--rate", "50000", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["source"] == "veth pair in its own namespaces, AF_XDP native, copy"
+    assert summary["frames"] > 10_000
+    assert summary["sent"] >= summary["frames"] + summary["lost"]
+    assert summary["without-pool-estimate"]["measured"]["mapping"]["what"] == "register as UMEM"
+
+
+def test_wrong_interface(veth: VethPair) -> None:
+    assert_refused(rx("nope0"), "nope0", "no such interface", "lo, near")
+
+
+def test_queue_that_does_not_exist(veth: VethPair) -> None:
+    assert_refused(rx("near", "--queue", "3"), "near has no queue 3")
+    assert xdp_program(veth.near) == 0
+
+
+def test_busy_queue(veth: VethPair) -> None:
+    with AfXdpQueue("near", 0):
+        before = xdp_program(veth.near)
+        assert_refused(rx("near"), "near", "EBUSY", "stop the other program")
+        assert xdp_program(veth.near) == before != 0
+
+
+def test_interface_that_is_down(veth: VethPair) -> None:
+    with IPRoute() as route:
+        route.link("set", index=veth.near.ifindex, state="down")
+    assert_refused(rx("near"), "near", "down", "ip link set near up")
+    assert xdp_program(veth.near) == 0
+
+
+def test_no_permission(veth: VethPair) -> None:
+    command = [sys.executable, "-c", POWERLESS, *COMMAND, "near"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert_refused(done, "EPERM", "run it as root")
+
+
+def test_no_permission_without_an_interface_is_the_loopback_nic() -> None:
+    command = [sys.executable, "-c", POWERLESS, *COMMAND, "--seconds", "0.3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("receiving over loopback NIC")
+    assert "EPERM" in done.stdout
+
+
+def test_filter_that_does_not_parse(veth: VethPair) -> None:
+    assert_refused(rx("near", "--filter", "udp prot 9"), "prot", "--filter 'udp port 53'")
+
+
+def test_interface_that_vanishes(veth: VethPair) -> None:
+    with started("near", "--action", "drop") as process:
+        veth.delete()
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "frames in" in out
+    assert err.count("\n") == 1
+    assert "near" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_detaches_the_program_and_sums_up(veth: VethPair, number: signal.Signals) -> None:
+    with started("near", "--action", "drop") as process:
+        assert xdp_program(veth.near) != 0
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+    assert "frames in" in out
+    assert xdp_program(veth.near) == 0
+
+
+def test_sigkill_detaches_the_program_too(veth: VethPair) -> None:
+    with started("near", "--action", "drop") as process:
+        assert xdp_program(veth.near) != 0
+        process.kill()
+        process.wait(timeout=20)
+    deadline = time.monotonic() + 5  # the kernel closes a killed program's descriptors in its own time
+    while xdp_program(veth.near) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert xdp_program(veth.near) == 0
+    with AfXdpQueue("near", 0):  # and the queue is free
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_namespaces_of_its_own_vanish_with_it(number: signal.Signals) -> None:
+    links = socket.if_nameindex()
+    with started("--rate", "10000") as process:
+        mine = namespaces("self") | namespaces(str(os.getpid()))
+        theirs = namespaces(str(process.pid)) - mine
+        assert len(theirs) == 2
+        process.send_signal(number)
+        process.communicate(timeout=20)
+    assert socket.if_nameindex() == links
+    held = set[str]().union(*(namespaces(name) for name in os.listdir("/proc") if name.isdigit()))
+    assert not held & theirs
+
+
+def namespaces(process: str) -> set[str]:
+    """Return the network namespaces that a process is in, or holds by a descriptor."""
+    found = set()
+    for pattern in ("task/*/ns/net", "fd/*"):
+        for path in Path("/proc", process).glob(pattern):
+            try:
+                target = os.readlink(path)
+            except OSError:  # gone meanwhile
+                continue
+            if re.fullmatch(r"net:\[\d+\]", target):
+                found.add(target)
+    return found

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""The command on the loopback NIC: what it prints, its JSON, and its exit status. No privilege, no terminal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pagepool import probe
+from pagepool.cli.main import main
+from pagepool.drivers.capture import read_capture
+
+COMMAND = [sys.executable, "-W", "error", "-m", "pagepool.cli"]
+LOOPBACK = ["rx", "--loopback"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def rx_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    assert main([*LOOPBACK, "--json", *arguments]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_summary_stands_at_the_end_of_plain_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LOOPBACK, "--seconds", "1.2"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == ""
+    assert lines[0] == "receiving over loopback NIC (software, in this process)"
+    assert "pages:" in lines[1]
+    assert "recycled" in lines[1]
+    assert lines[3].endswith("bit/s")
+    assert "frames in 1." in lines[3]
+    assert any(line.startswith("page allocator called") for line in lines)
+    assert any(line.startswith("mapped for the device   once") for line in lines)
+    assert max(map(len, lines[3:])) < 80
+    assert "\x1b" not in out
+
+
+def test_json_is_samples_and_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    *samples, summary = rx_json(capsys, "--seconds", "1.2")
+    assert [sample["type"] for sample in samples] == ["sample"]
+    assert summary["type"] == "summary"
+    assert summary["frames"] == summary["queues"][0]["frames"] > 0
+    assert summary["bytes"] == 60 * summary["frames"]
+    assert summary["maps"] == 1
+    assert summary["allocator-calls"] == summary["queues"][0]["page-pool"]["alloc-slow"] < 64
+    assert 0.9 < summary["recycle-ratio"] <= 1
+    assert summary["lost"] == 0
+
+
+def test_json_spells_the_kernels_counters_as_netlink_does(capsys: pytest.CaptureFixture[str]) -> None:
+    *_, summary = rx_json(capsys, "--seconds", "0.2")
+    pool = summary["queues"][0]["page-pool"]
+    assert {"id", "inflight", "inflight-mem", "alloc-fast", "alloc-slow-high-order"} <= pool.keys()
+    assert {"recycle-cached", "recycle-ring-full", "recycle-released-refcnt"} <= pool.keys()
+    assert pool["inflight-mem"] == 4096 * pool["inflight"]
+
+
+def test_estimate_says_from_what_it_was_made(capsys: pytest.CaptureFixture[str]) -> None:
+    *_, summary = rx_json(capsys, "--seconds", "0.2")
+    estimate = summary["without-pool-estimate"]
+    measured = estimate["measured"]
+    assert set(measured) == {"pool", "page", "buffer", "mapping"}
+    assert all(cost["repeats"] >= 200 and cost["ns"] > 0 for cost in measured.values())
+    assert measured["page"]["ns"] > measured["pool"]["ns"]
+    assert estimate["page-seconds"] == pytest.approx(measured["page"]["ns"] * summary["frames"] / 1e9)
+
+
+def test_each_queue_has_its_pool(capsys: pytest.CaptureFixture[str]) -> None:
+    *_, summary = rx_json(capsys, "--seconds", "0.3", "--queue", "0", "--queue", "2", "--queue", "0")
+    assert [queue["queue"] for queue in summary["queues"]] == [0, 2]
+    assert len({queue["page-pool"]["id"] for queue in summary["queues"]}) == 2
+    assert all(queue["frames"] for queue in summary["queues"])
+    assert summary["maps"] == 2
+
+
+@pytest.mark.parametrize("action", ["drop", "pass", "tx"])
+def test_action(capsys: pytest.CaptureFixture[str], action: str) -> None:
+    *_, summary = rx_json(capsys, "--seconds", "0.2", "--action", action)
+    assert summary["action"] == action
+    assert summary["frames"] > 0
+    assert summary["queues"][0]["exact"]["fresh"] < summary["frames"]
+
+
+def test_written_frames_can_be_read_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "frames.pcapng"
+    *_, summary = rx_json(capsys, "--seconds", "0.2", "--write", str(path), "--queue", "0", "--queue", "1")
+    frames = list(read_capture(path))
+    assert len(frames) == summary["frames"] == summary["capture"]["frames"] > 0
+    assert {frame.interface for frame in frames} == {0, 1}
+    assert {len(frame.data) for frame in frames} == {60}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["rx", "--no-such-option"], 2, "No such option"),
+        (["no-such-command"], 2, "No such command"),
+        (["rx", "--queue", "one"], 2, "integer"),
+        (["rx", "--queue", "-1"], 2, "--queue"),
+        (["rx", "--action", "keep"], 2, "one of drop, pass, tx"),
+        ([*LOOPBACK, "--filter", "udp"], 1, "--filter needs AF_XDP"),
+        ([*LOOPBACK, "--write", "/no/such/folder/x.pcapng"], 1, "No such file or directory"),
+        ([*LOOPBACK, "--queue", "4000"], 1, "128"),
+        (["rx", "no-such-iface"], 1, "no such interface"),
+        (["probe", "no_such_probe"], 1, "no probe no_such_probe"),
+    ],
+)
+def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, says: str) -> None:
+    assert main(arguments) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("pagepool: ")
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_full_disk_is_reported_after_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LOOPBACK, "--seconds", "5", "--write", "/dev/full"]) == 1
+    out, err = capsys.readouterr()
+    assert "frames in" in out
+    assert "No space left on device" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_with_the_summary_and_status_0(number: signal.Signals) -> None:
+    with subprocess.Popen([*COMMAND, *LOOPBACK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "receiving" in process.stdout.readline()
+        time.sleep(0.3)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert err == ""
+    assert "frames in" in out
+    assert "recycled" in out
+
+
+def test_reader_that_goes_away_ends_it_quietly() -> None:
+    with subprocess.Popen([*COMMAND, *LOOPBACK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=20) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_help_without_arguments() -> None:
+    done = run()
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("rx", "probe", "kernel-pools"))
+    assert run("rx", "--help").returncode == 0
+
+
+def test_probe_names_every_probe_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in probe.PROBES)
+    assert main(["probe", "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)["probes"]
+    assert answers.keys() == probe.PROBES.keys()
+    assert all(answer["reason"] for answer in answers.values())
+
+
+def test_probe_of_names_answers_by_its_status(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(probe.PROBES, "vfio", lambda: probe.Answer(False, "not today"))
+    assert main(["probe", "compiled_core"]) == 0
+    assert main(["probe", "compiled_core", "vfio"]) == 1
+    assert "not today" in capsys.readouterr().out
+
+
+def test_without_privilege_it_says_why_it_is_the_loopback_nic(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(probe.PROBES, "netns", lambda: probe.Answer(False, "EPERM: needs CAP_SYS_ADMIN"))
+    assert main(["rx", "--seconds", "0.2"]) == 0
+    out = capsys.readouterr().out
+    assert "no AF_XDP on a veth pair for this user: netns: EPERM: needs CAP_SYS_ADMIN" in out
+    assert main(["rx", "--seconds", "0.2", "--json"]) == 0
+    assert "EPERM" in json.loads(capsys.readouterr().out.splitlines()[-1])["reason"]
+
+
+def test_without_extras_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; from pagepool.cli.main import main; sys.exit(main(['probe']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "pagepool: the command needs typer and rich: pip install 'pagepool[cli]'\n"

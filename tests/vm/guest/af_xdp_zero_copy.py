@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: MIT
+"""`AfXdpQueue` on virtio-net: zero copy where the driver has it, carrying traffic both ways from the same pages."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from pagepool.drivers.af_xdp import AfXdpQueue
+from pagepool.errors import DeviceError
+from pagepool.xdp import XdpBatch
+
+from .support import host
+from .support.net import bring_up, interface_of
+from .support.plan import device
+from .support.suite import cases, only_on
+
+BOOTS = ("newest", "oldest")
+NIC = "virtio0"
+SMALL: dict[str, Any] = {"rx_ring": 256, "tx_ring": 256}
+
+
+def echo(batch: XdpBatch) -> None:
+    """Exchange the Ethernet addresses of all frames in place, and send them from the pages they came in."""
+    stations = batch.headers(12)
+    destinations = stations[:, 0:6].copy()
+    stations[:, 0:6] = stations[:, 6:12]
+    stations[:, 6:12] = destinations
+    batch.tx()
+
+
+def interface() -> str:
+    """The NIC's interface, up."""
+    name = interface_of(device(NIC).mac)
+    bring_up(name)
+    return name
+
+
+def carry(queue: AfXdpQueue, count: int) -> set[int]:
+    """Echo ``count`` frames of the host, all of them right; return the pages they came in."""
+    pages: set[int] = set()
+    call = host.inject(NIC, count)
+    while not call.done():
+        batch = queue.poll()
+        if batch is None:
+            queue.napi.wait(0.01)
+            continue
+        with batch:
+            pages.update(batch.ids.tolist())
+            echo(batch)
+    result = call.result()
+    assert (result["echoed"], result["wrong"], result["lost"]) == (count, 0, 0), result
+    return pages
+
+
+@only_on("newest")
+def test_zero_copy_carries_traffic() -> None:
+    with AfXdpQueue(interface(), zerocopy=True, **SMALL) as queue:
+        pages = carry(queue, 600)
+        pool, fresh = queue.pool, queue.pool.stats().fresh
+        print(f"zero copy {queue.is_zerocopy}, {queue.stats().mode}; 600 frames in {len(pages)} pages, {fresh} fresh")
+        assert queue.is_zerocopy
+        assert fresh <= pool.arena.nr_pages
+        pool.check()
+        carry(queue, 200)
+        assert pool.stats().fresh == fresh, "the steady state took pages from the page allocator"
+    assert (pool.lent, pool.inflight) == (0, 0)
+
+
+@only_on("newest")
+def test_zero_copy_is_what_comes_by_itself() -> None:
+    with AfXdpQueue(interface(), **SMALL) as queue:
+        assert queue.is_zerocopy
+
+
+def test_copy_mode_carries_traffic() -> None:
+    with AfXdpQueue(interface(), zerocopy=False, **SMALL) as queue:
+        carry(queue, 300)
+        assert not queue.is_zerocopy
+
+
+@only_on("oldest")
+def test_a_driver_without_zero_copy_says_so() -> None:
+    refused = None
+    try:
+        AfXdpQueue(interface(), zerocopy=True, **SMALL).close()
+    except DeviceError as error:
+        refused = error
+    print(refused)
+    assert refused is not None
+    assert refused.errno in (errno.EOPNOTSUPP, errno.EINVAL), refused
+
+
+@only_on("newest")
+@cases("0", "1")
+def test_pages_of_the_umem_on_a_node(nid: str) -> None:
+    """virtio-net has no node of its own: the UMEM is where its owner asks for it."""
+    from pagepool.memory import PageAllocator, numa
+
+    with (
+        PageAllocator(4 << 20, nid=int(nid), commit=True) as memory,
+        AfXdpQueue(interface(), zerocopy=True, memory=memory, frames=1024, **SMALL) as queue,
+    ):
+        pages = carry(queue, 100)
+        nodes = {numa.node_of(memory.base_vaddr + (page << 12)) for page in pages}
+        assert nodes == {int(nid)}, nodes
