@@ -22,6 +22,7 @@ lint: build $(VENV)/.lint   ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy examples/*.py
+	$(BIN)/mypy -p benchmarks
 
 bench: build            ## the benchmarks, with their tables; BENCH="--quick handles", BENCH=--peers
 	@$(BIN)/python -m benchmarks --json build/bench.json $(BENCH)
