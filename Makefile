@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SOURCES := $(shell find src -name '*.pxd' -o -name '*.h') $(shell find src/pagepool -path '*/_core/*.py' -o -name '_[a-z]*.py') \
 	CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint bench test-vm build clean
+.PHONY: demo test lint bench test-vm test-ft build clean
 
 demo: build             ## receive for SECONDS into recycled pages and show the pool at work
 	@$(BIN)/pagepool rx --seconds $(SECONDS)
@@ -21,12 +21,17 @@ lint: build $(VENV)/.lint   ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples/*.py
+	$(BIN)/mypy -p benchmarks
 
 bench: build            ## the benchmarks, with their tables; BENCH="--quick handles", BENCH=--peers
 	@$(BIN)/python -m benchmarks --json build/bench.json $(BENCH)
 
 test-vm: build          ## devices that need a machine of their own, in QEMU; see tests/vm/README.md
 	PYTHON=$(abspath $(BIN)/python) tests/vm/test-vm.sh $(ARGS)
+
+test-ft: build          ## the core and its threads on an interpreter without a GIL, built once from Debian's source
+	PYTHON=$(abspath $(BIN)/python) $(if $(filter true,$(CI)),REQUIRE_FT=1) tests/free_threaded.sh $(ARGS)
 
 build: $(VENV)/.built
 

@@ -33,9 +33,10 @@ AF_XDP = "af_xdp"  # not timed in rounds with the others: its receivers are proc
 def main() -> None:
     """Run the scenarios that were named, or all; print tables; write JSON if asked."""
     asked = _arguments()
+    machine = describe_machine()
     with quiet() as where:
         setting = Setting(where, quick=asked.quick, peers=asked.peers)
-        content: dict[str, Any] = {"machine": describe_machine(), "setting": asdict(setting)}
+        content: dict[str, Any] = {"machine": machine, "setting": asdict(setting)}
         names = asked.scenario or [*CASES, AF_XDP]
         figures = _run_cases(setting, names) if set(names) - {AF_XDP} else {}
         received = receive_rows(setting) if AF_XDP in names else []

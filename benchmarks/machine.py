@@ -63,7 +63,6 @@ def _python() -> dict[str, Any]:
         "build_flags": " ".join(
             filter(None, (str(sysconfig.get_config_var(key) or "") for key in ("OPT", "PGO_PROF_USE_FLAG")))
         ),
-        "optimized": "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS")),
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
     }
 

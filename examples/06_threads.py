@@ -23,7 +23,7 @@ for thread in threads:
 with PagePool(pool_size=512) as pool:  # this thread is the owner: it alone may allocate
     for _ in range(20_000):
         work.put(pool.alloc_pages())
-    for _ in threads:
+    for _ in range(len(threads)):
         work.put(None)
     for thread in threads:
         thread.join()

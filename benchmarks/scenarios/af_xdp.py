@@ -48,8 +48,13 @@ def _receivers(setting: Setting) -> list[Receiver]:
     except PeerError as error:
         setting.notes.append(f"no C receiver: {error}")
         return in_python
-    in_c = [Receiver(name, (program, "{}", *how)) for name, how in C_RECEIVERS.items()]
-    return [in_python[0], *in_c, *in_python[1:]]
+    in_c = {name: Receiver(name, (program, "{}", *how)) for name, how in C_RECEIVERS.items()}
+    # What is compared runs next to each other: C spin 64, pagepool spin 64, C spin 256, ...
+    ordered = []
+    for receiver in in_python:
+        peer = in_c.get(receiver.name.replace("pagepool", "C", 1))
+        ordered += [receiver] if peer is None else [peer, receiver]
+    return ordered
 
 
 def _rows(setting: Setting, receivers: list[Receiver]) -> list[Received]:

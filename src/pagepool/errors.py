@@ -99,7 +99,8 @@ class DeviceError(OSError):
 
     def __init__(self, errno: int, call: str, obj: str, hint: str = "") -> None:
         self.call, self.obj, self.hint = call, obj, hint
-        name = _errno.errorcode.get(errno, str(errno))
+        # 95 has two names, and the library knows it by the one that the kernel's documents do not use.
+        name = "EOPNOTSUPP" if errno == _errno.EOPNOTSUPP else _errno.errorcode.get(errno, str(errno))
         super().__init__(errno, f"{call} {obj}: {name}; {hint or os.strerror(errno)}")
 
     def __str__(self) -> str:

@@ -101,7 +101,7 @@ def test_an_observer_that_raises_is_heard_and_loses_nothing() -> None:
     with pytest.raises(RuntimeError, match="hold"):
         pool.alloc_bulk(65)
     assert (pool.lent, pool.inflight) == (0, 128)
-    with pytest.raises(RuntimeError, match="release|pool_release"):
+    with pytest.raises(RuntimeError, match="release"):
         pool.close()
     assert (pool.closed, pool.inflight, used_pages(pool)) == (True, 0, 0)
 

@@ -69,10 +69,16 @@ def test_leaving_a_with_block_with_pages_out_warns_with_the_list() -> None:
 
 
 def test_an_exception_in_a_with_block_is_not_covered_by_the_warning() -> None:
-    with pytest.raises(LookupError), PagePool(memory=memory()) as pool:
-        page = pool.alloc_pages()
-        raise LookupError
-    assert page.is_live
+    held = []
+
+    def fail() -> None:
+        with PagePool(memory=memory()) as pool:
+            held.append(pool.alloc_pages())
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        fail()
+    assert held[0].is_live
 
 
 def test_the_last_user_destroys() -> None:
@@ -173,7 +179,8 @@ def test_the_interpreter_exits_in_silence_with_pages_out(where: str) -> None:
             odd[0] ^= 1
             pool = pagepool.PagePool(memory=pagepool.PageAllocator(8 << 20), strict=odd[0], track=odd[0])
             page = pool.alloc_pages()
-            return pool, page, memoryview(pool.alloc_pages()), pool.alloc_frag(9), pool.alloc_bulk(5), pool.get_page(page)
+            view, keep = memoryview(pool.alloc_pages()), pool.get_page(page)
+            return pool, page, view, pool.alloc_frag(9), pool.alloc_bulk(5), keep
         where = {where!r}
         if where == "globals":
             pool, page, view, fragment, ids, keep = make()

@@ -58,7 +58,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.device = Scripted()
         fields = mapping(self.device) if mapped else {}
         self.mapped = mapped
-        self.allocator = memory(SLABS)
+        self.allocator = memory(SLABS, commit=True)
         self.pool = PagePool(memory=self.allocator, pool_size=ring_size, limit=limit, track=track, **fields)
         self.other = PagePool(memory=self.allocator)
         self.limit, self.ring_size = limit, ring_size
@@ -419,6 +419,10 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 PoolMachine.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck)
+    max_examples=25,
+    stateful_step_count=30,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=list(HealthCheck),
 )
 TestPool = PoolMachine.TestCase

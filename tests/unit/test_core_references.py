@@ -70,7 +70,7 @@ def test_a_dead_handle_says_so_and_reaches_nothing(pool: PagePool) -> None:
         lambda: np.asarray(dead),
     ]
     for use in uses:
-        with pytest.raises((DeadPageError, BufferError), match="put|dead|array"):
+        with pytest.raises((DeadPageError, BufferError), match=r"put|dead|array"):
             use()
     for put in (pool.put_page, pool.put_full_page, pool.recycle_direct):
         with pytest.raises(DoublePutError, match=f"page {dead.id} was put already"):
@@ -123,7 +123,7 @@ def test_handles_are_not_made_copied_or_pickled(pool: PagePool) -> None:
     page = pool.alloc_pages()
     with pytest.raises(TypeError, match="alloc_pages"):
         Page()
-    with pytest.raises(TypeError, match="alloc_pages|safe"):
+    with pytest.raises(TypeError, match=r"alloc_pages|safe"):
         Page.__new__(Page)
     with pytest.raises(TypeError):
         object.__new__(Page)

@@ -49,9 +49,6 @@ def running(*calls: Callable[[], object]) -> Iterator[None]:
         raise failed[0]
 
 
-Work = "queue.SimpleQueue[Page | array[int] | memoryview | None]"
-
-
 def give_back(pool: PagePool, work: queue.SimpleQueue[object], seed: int) -> None:
     chance = random.Random(seed)
     while (thing := work.get()) is not None:
@@ -94,7 +91,7 @@ def test_many_give_back_what_one_takes(granularity: MapGranularity | None) -> No
     assert (pool.lent, pool.holders()) == (0, [])
     stats = pool.stats()
     assert stats.rejected == 0
-    assert stats.hold_cnt - stats.release_cnt == stats.in_cache + stats.in_ring + (pool.inflight - stats.in_cache - stats.in_ring)
+    assert 0 <= pool.inflight - stats.in_cache - stats.in_ring <= 1  # the page being carved is in no tier
     if device and granularity is MapGranularity.PAGE:
         assert device.counts.mapped == pool.inflight
     pool.close()

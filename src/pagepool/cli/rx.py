@@ -22,6 +22,7 @@ from pagepool.cli import without_pool
 from pagepool.cli.failure import CannotError
 from pagepool.cli.live import LiveReport
 from pagepool.cli.meter import Meter, Sample
+from pagepool.cli.pci_wire import PciNic
 from pagepool.cli.plain import JsonReport, PlainReport
 from pagepool.cli.poller import ACTIONS, CaptureFile, Poller
 from pagepool.cli.summary import Summary
@@ -67,6 +68,10 @@ def rx_command(
         float | None,
         typer.Option(metavar="PPS", min=1.0, help="Frames per second of our own generator; default: all it can."),
     ] = None,
+    pci: Annotated[
+        str | None,
+        typer.Option(metavar="BDF", help="A NIC that is bound to vfio-pci, such as 0000:01:00.0, instead of IFACE."),
+    ] = None,
     loopback: Annotated[bool, typer.Option("--loopback", help="Use the loopback NIC, as without privilege.")] = False,
     json: Annotated[bool, typer.Option("--json", help="A JSON object a second, then one with the summary.")] = False,
 ) -> None:
@@ -82,7 +87,11 @@ def rx_command(
     if action not in ACTIONS:
         raise typer.BadParameter(f"--action {action}: it is one of {', '.join(ACTIONS)}")
     options = WireOptions(tuple(dict.fromkeys(queue or [0])), filter, rate)
-    wire = choose_wire(ifname, options, loopback=loopback)
+    if pci is not None and (ifname is not None or loopback):
+        raise typer.BadParameter("--pci is a device of its own: leave IFACE and --loopback away")
+    if pci is not None and action == "pass":
+        raise typer.BadParameter("--action pass: there is no network stack behind --pci; take drop or tx")
+    wire: Wire = PciNic(pci, options) if pci is not None else choose_wire(ifname, options, loopback=loopback)
     try:
         receive(wire, action, _report(json, seconds), seconds=seconds, write=write)
     except BrokenPipeError:  # the reader has seen enough

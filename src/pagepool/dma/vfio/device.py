@@ -120,7 +120,7 @@ class VfioDevice:
         """Map memory at an iova of our choice; see `DmaDevice.map`.
 
         The direction binds the device: with ``TO_DEVICE`` it cannot write, with ``FROM_DEVICE`` not read
-        (where the IOMMU's page table can say so).
+        (Linux 6.1 lets the devices of an Intel IOMMU read what they may write).
         """
         self._require_open("map memory for")
         return self._mappings.map(vaddr, size_bytes, DmaDir(dma_dir))

@@ -219,7 +219,7 @@ class VfioQueue(RxQueue):
             The NIC was opened without interrupts.
         """
         if self.nic.interrupts is None:
-            raise DeviceError(errno.ENOTSUP, "wait for", repr(self), "it was opened with interrupts=False")
+            raise DeviceError(errno.EOPNOTSUPP, "wait for", repr(self), "it was opened with interrupts=False")
         return self.nic.interrupts.fds[self.queue]
 
     def stats(self) -> VfioStats:
