@@ -86,3 +86,25 @@ def test_no_node_is_where_the_thread_runs() -> None:
     page = pool.alloc_pages()
     assert page.nid in (0, 63)
     pool.check()
+
+
+def test_a_node_without_memory_does_not_make_the_arena_grow_at_every_miss() -> None:
+    memory = NodeMemory(0, 0, 0, 0)
+    arena = memory.arena
+    for index in (1, 2, 3):
+        assert arena.remove_slab(index)
+    asked = []
+
+    def grow(order: int, nid: int) -> bool:  # node 1 has nothing to give: node 0 steps in
+        asked.append(nid)
+        if len(asked) > 3:
+            return False
+        arena.add_slab(len(asked), 0)
+        return True
+
+    arena.grow = grow
+    pool = PagePool(memory=memory, nid=1)
+    ids = pool.alloc_bulk(1024)
+    assert len(ids) == 1024
+    assert asked == [1]
+    assert pool.put_bulk(ids) == 1024

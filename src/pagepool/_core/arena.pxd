@@ -82,6 +82,7 @@ cdef class Arena:
     cdef uint32_t _nodes_seen             # how many different nodes have slabs
     cdef int32_t _first_nid
     cdef public bint follow_cpu            # a pool without a node of its own takes pages from where it runs
+    cdef uint64_t _dry_nodes              # a bit for each node for which growing gave memory of another
     cdef uint64_t _nr_free
     cdef uint64_t _nr_added
     cdef uint64_t _alloc_calls
@@ -96,6 +97,8 @@ cdef class Arena:
     cdef void _push(self, uint32_t id, uint32_t order) noexcept nogil
     cdef void _unlink(self, uint32_t id) noexcept nogil
     cdef void _give_block(self, uint32_t id, uint32_t order) noexcept nogil
+    cdef bint is_dry(self, int32_t nid) noexcept nogil
+    cdef void note_dry(self, int32_t nid) noexcept nogil
     cdef int32_t preferred_node(self, int32_t nid) noexcept nogil
     cdef uint32_t new_slot(self) except 0
     cdef void drop_slot(self, uint32_t slot) noexcept

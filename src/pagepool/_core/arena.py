@@ -127,6 +127,7 @@ class Arena:
             elif self._first_nid != nid:
                 self._nodes_seen = 2
             self._nr_added += PAGES_PER_SLAB
+            self._dry_nodes &= ~(cython.cast(uint64_t, 1) << cython.cast(uint32_t, nid))
             self._give_block(first, SLAB_ORDER)
         pp_unlock(cython.address(self._lock))
         if there:
@@ -322,6 +323,16 @@ class Arena:
         if page.next != NO_PAGE:
             self.pages[page.next].prev = page.prev
         pp_store64(cython.address(page.word), PG_OFF)
+
+    def is_dry(self, nid):
+        return 0 <= nid < NR_NODES and (self._dry_nodes >> nid) & 1 != 0
+
+    def note_dry(self, nid):
+        # Until a slab of that node comes after all; else every miss would commit another slab elsewhere.
+        if 0 <= nid < NR_NODES:
+            pp_lock(cython.address(self._lock))
+            self._dry_nodes |= cython.cast(uint64_t, 1) << nid
+            pp_unlock(cython.address(self._lock))
 
     def preferred_node(self, nid):
         # NUMA_NO_NODE is "where I run". With one node there is nothing to ask the kernel.

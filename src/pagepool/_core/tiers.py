@@ -170,9 +170,12 @@ class Tiers(Home):
         stop: cython.bint = False
         refused: object = None
         n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_THIS_NODE, fresh)
+        if n == 0 and self.arena.is_dry(nid):  # growing for this node gave none of it: take what others have first
+            n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_ANY_NODE, fresh)
         while n == 0 and self.arena.grow is not None and self.arena.grow(self.order, self.nid):
             n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_THIS_NODE, fresh)
             if n == 0:  # it grew on another node, or another pool was faster
+                self.arena.note_dry(nid)
                 n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_ANY_NODE, fresh)
         if n == 0:
             n = self.arena.alloc_bulk(self.order, want, nid, ALLOC_ANY_NODE, fresh)

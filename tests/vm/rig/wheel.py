@@ -23,6 +23,7 @@ from .unavailable import Unavailable
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 SOURCES = ("src", "CMakeLists.txt", "pyproject.toml")
+COMMAND_LIBRARIES = ("typer>=0.15", "rich>=13")  # what `pagepool rx` needs in the guest; its suite skips without
 BUILD_MODULES = "scikit_build_core, cython_cmake, Cython, cmake, ninja"
 
 
@@ -73,7 +74,10 @@ def installed_pagepool(cache: Path, builder: Builder) -> Path | None:
     files = (path for name in SOURCES for path in sorted([CHECKOUT / name, *(CHECKOUT / name).rglob("*")]))
     digest = _digest([path for path in files if path.is_file() and "__pycache__" not in path.parts])
     target = cache / "wheels" / "cp{}{}-{}".format(*builder.version, digest)
-    return target if target.exists() else _unpacked(_build(cache, builder), target)
+    if not target.exists():
+        _unpacked(_build(cache, builder), target)
+        _add_libraries(target, builder)
+    return target
 
 
 def _build(cache: Path, builder: Builder) -> Path:
@@ -98,6 +102,12 @@ def _unpacked(wheel: Path, target: Path) -> Path:
             archive.extractall(partial)
         partial.rename(target)
     return target
+
+
+def _add_libraries(target: Path, builder: Builder) -> None:
+    """Put the command's libraries beside pagepool; where they cannot be had, the guest goes without."""
+    arguments = ("--quiet", "--no-compile", "--only-binary", ":all:", "--target", str(target))
+    builder.run("-m", "pip", "install", *arguments, *COMMAND_LIBRARIES)
 
 
 def _digest(files: list[Path]) -> str:
