@@ -7,22 +7,31 @@ import importlib.util
 import json
 import subprocess
 import sys
-import time
 
 from .support import host
 from .support.pci import PciDevice
 from .support.plan import device
 from .support.suite import Skip, cases
 
+BOOTS = ("newest",)
 FRAMES = 40
 
 
-@cases("igb0", "virtio1")
+@cases("igb0")
 def test_the_command_receives(name: str) -> None:
     if importlib.util.find_spec("typer") is None:
         raise Skip("typer is not in the guest")
-    bdf = device(name).bdf
-    PciDevice(bdf).bind("vfio-pci")
+    nic = PciDevice(device(name).bdf)
+    before = nic.driver
+    nic.bind("vfio-pci")
+    try:
+        receive(name, nic.bdf)
+    finally:
+        nic.bind(before)
+
+
+def receive(name: str, bdf: str) -> None:
+    """Run the command on a NIC and have the host send it some frames."""
     command = [sys.executable, "-m", "pagepool.cli", "rx", "--pci", bdf, "--seconds", "20", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -44,7 +53,6 @@ def test_the_command_receives(name: str) -> None:
     assert summary["type"] == "summary"
     assert summary["frames"] == FRAMES
     assert bdf in summary["source"]
-    time.sleep(0.1)
 
 
 def test_a_nic_that_the_kernel_has_is_refused_in_one_line() -> None:
