@@ -120,30 +120,28 @@ class Page:
     def __len__(self) -> int:
         return self.length
 
+    def _byte(self, key):
+        # Where byte `key` is; counted from the end if it is negative.
+        index: cython.Py_ssize_t = key
+        self._must_live()
+        if index < 0:
+            index += self.length
+        if not 0 <= index < self.length:
+            raise IndexError(f"byte {key} of a page of {self.length} bytes")
+        return self._at(index)
+
     def __getitem__(self, key):
-        index: cython.Py_ssize_t
         if isinstance(key, int):
-            index = key
-            self._must_live()
-            if index < 0:
-                index += self.length
-            if not 0 <= index < self.length:
-                raise IndexError(f"byte {key} of a page of {self.length} bytes")
-            return cython.cast(cython.uchar, self._at(index)[0])
+            return cython.cast(cython.uchar, self._byte(key)[0])
         return memoryview(self)[key]
 
     def __setitem__(self, key, value):
-        index: cython.Py_ssize_t
+        at: cython.p_char
         if isinstance(key, int):
-            index = key
-            self._must_live()
-            if index < 0:
-                index += self.length
-            if not 0 <= index < self.length:
-                raise IndexError(f"byte {key} of a page of {self.length} bytes")
+            at = self._byte(key)
             if not 0 <= value <= 255:
                 raise ValueError(f"{value} is no byte")
-            self._at(index)[0] = cython.cast(cython.char, cython.cast(cython.uchar, value))
+            at[0] = cython.cast(cython.char, cython.cast(cython.uchar, value))
         else:
             memoryview(self)[key] = value
 
