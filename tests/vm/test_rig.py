@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from .guest.support.frames import HEADER_BYTES, echo_of, make_frame
-from .rig import qemu
+from .rig import hosttools, qemu
 from .rig.apt import Mirror, machine_mirror
 from .rig.boots import BOOTS
 from .rig.cpio import CpioWriter
 from .rig.devices import DEVICES, NICS
-from .rig.discovery import GuestTest, discover
+from .rig.discovery import GuestTest, discover, modules_of
 from .rig.frames import FramePort
+from .rig.kernel import load_order
 from .rig.results import Outcome, Results
 from .rig.unavailable import Unavailable
 
@@ -46,6 +48,40 @@ def test_suites_are_found_without_importing_them(tmp_path: Path) -> None:
     )
     found = [str(test) for test in discover(["a", "b", "c"], tmp_path)]
     assert found == ["a-nic-one", "b-nic-one", "b-nic-two[igb]", "b-nic-two[e1000e]"]
+
+
+def test_modules_that_suites_want(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text('MODULES = ("spy", "iommufd")\n')
+    (tmp_path / "two.py").write_text('import no_such_module\nMODULES = ("spy",)\n')
+    (tmp_path / "three.py").write_text("")
+    assert modules_of(["two", "one", "three", "two"], tmp_path) == ["spy", "iommufd"]
+
+
+def test_modules_load_after_what_they_depend_on() -> None:
+    modules = {"a": b"depends=b-c,kernels_own\0", "b_c": b"x\0depends=d\0", "d": b"depends=\0"}
+    assert [name for name, _ in load_order(modules)] == ["d", "b_c", "a"]
+
+
+def test_programs_of_a_tree_start_one_another(tmp_path: Path) -> None:
+    """`echo` and `sh` of this machine, copied into a tree with its loader and C library, stand for a compiler."""
+    tree = tmp_path / "a tree"
+    libraries = tree / "usr/lib/x86_64-linux-gnu"
+    libraries.mkdir(parents=True)
+    for name in ("ld-linux-x86-64.so.2", "libc.so.6"):
+        places = (Path("/", folder, name) for folder in hosttools.LIBRARY_FOLDERS)
+        shutil.copy(next(path for path in places if path.exists()), libraries)
+    (tree / "usr/bin").mkdir()
+    shutil.copy("/bin/echo", tree / "usr/bin/echo")
+    (tree / "usr/bin/script").write_text("#!/bin/sh\n")
+    (tree / "usr/bin/script").chmod(0o755)
+    for _ in range(2):  # again after the tree was moved
+        hosttools.make_runnable(tree, ["usr/bin"])
+        tree = tree.rename(tmp_path / "moved")
+        hosttools.make_runnable(tree, ["usr/bin"])
+        run = subprocess.run([tree / "usr/bin/echo", "two  words"], capture_output=True, text=True, check=True)
+        assert run.stdout == "two  words\n"
+        assert str(tree) in (tree / "usr/bin/echo").read_text()
+    assert sorted(path.name for path in (tree / "usr/bin").iterdir()) == ["echo", "echo.elf", "script"]
 
 
 def test_every_boot_has_the_smoke_suite() -> None:

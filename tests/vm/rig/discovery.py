@@ -2,13 +2,14 @@
 """Finds the guest's tests by reading the suites' source: nothing of a suite is imported on the host.
 
 So the host knows every test before it boots anything, and a guest that dies half way cannot hide the rest.
-What a suite may say for the host to read must therefore be literal: ``BOOTS``, ``@cases(...)``,
-``@only_on(...)``.
+What a suite may say for the host to read must therefore be literal: ``BOOTS``, ``MODULES``,
+``@cases(...)``, ``@only_on(...)``.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +40,24 @@ def discover(boots: list[str], folder: Path = SUITES_FOLDER) -> list[GuestTest]:
     ]
 
 
+def modules_of(suites: Iterable[str], folder: Path = SUITES_FOLDER) -> list[str]:
+    """Return the folders of kernel modules that ``suites`` want built, each once: their ``MODULES``."""
+    trees = (ast.parse((folder / f"{suite}.py").read_text()) for suite in dict.fromkeys(suites))
+    return list(dict.fromkeys(name for tree in trees for name in _assigned(tree, "MODULES")))
+
+
+def _assigned(tree: ast.Module, name: str) -> tuple[str, ...]:
+    """Return the literal that a suite gives to ``name``; nothing where it gives none."""
+    values = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name]
+    return tuple(ast.literal_eval(values[-1])) if values else ()
+
+
 def _tests_of(tree: ast.Module, boots: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
     """Return (test name with case, boots that run it) in the order of the source."""
     found: list[tuple[str, tuple[str, ...]]] = []
+    boots = _assigned(tree, "BOOTS") or boots
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(ast.unparse(target) == "BOOTS" for target in node.targets):
-            boots = ast.literal_eval(node.value)
-        elif isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             decorators = {ast.unparse(d.func): _literals(d) for d in node.decorator_list if isinstance(d, ast.Call)}
             name = node.name.removeprefix("test_")
             wanted = decorators.get("only_on", boots)

@@ -18,7 +18,6 @@ from pathlib import Path
 from ..guest.support.plan import Plan
 from . import cpio
 from .cpio import CpioWriter
-from .kernel import Kernel
 from .wheel import Builder
 
 GUEST_FOLDER = Path(__file__).resolve().parents[1] / "guest"
@@ -72,9 +71,22 @@ def userland(folder: Path, trees: list[Path], builder: Builder) -> Path:
 
 
 def payload(
-    folder: Path, kernel: Kernel, modules: list[str], pagepool: Path | None, plan: Plan, builder: Builder
+    folder: Path,
+    modules: list[tuple[str, bytes]],
+    built: dict[str, list[tuple[str, bytes]]],
+    pagepool: Path | None,
+    plan: Plan,
+    builder: Builder,
 ) -> Path:
-    """Write the archive of what changes from run to run into ``folder`` and return it."""
+    """Write the archive of what changes from run to run into ``folder`` and return it.
+
+    Parameters
+    ----------
+    modules : list of (name, content)
+        Kernel modules that are loaded at the start, in order of loading.
+    built : dict
+        The same for each folder of modules that was built here; suites load them.
+    """
     stage = folder / "stage"
     shutil.rmtree(stage, ignore_errors=True)
     ignore = shutil.ignore_patterns("__pycache__")
@@ -87,10 +99,10 @@ def payload(
     path = folder / "payload.cpio"
     with CpioWriter(path) as archive:
         archive.add_file("init", INIT.format(minor=builder.version[1]).encode(), mode=0o755)
-        found = kernel.modules(modules)
-        for name, content in found:
-            archive.add_file(f"rig/modules/{name}.ko", content)
-        archive.add_file("rig/modules/order", "\n".join(name for name, _ in found).encode())
+        for place, found in [("rig/modules", modules), *((f"rig/built/{name}", ours) for name, ours in built.items())]:
+            for name, content in found:
+                archive.add_file(f"{place}/{name}.ko", content)
+            archive.add_file(f"{place}/order", "\n".join(name for name, _ in found).encode())
         for source in sorted(stage.rglob("*")):
             archive.add_path(source, str(source.relative_to(stage)))
     return path

@@ -79,8 +79,7 @@ class Kernel:
         if name in found or name not in self._modules:
             return
         content = self._read_module(self._modules[name])
-        depends = re.search(rb"(?:^|\0)depends=([^\0]*)\0", content)
-        for other in depends[1].decode().split(",") if depends and depends[1] else []:
+        for other in _depends(content):
             self._add_module(other, found)
         found[name] = content
 
@@ -91,6 +90,27 @@ class Kernel:
         if path.suffix == ".zst":
             return hosttools.decompress(self.tools, "zstd", content)
         return content
+
+
+def load_order(modules: dict[str, bytes]) -> list[tuple[str, bytes]]:
+    """Return (name, content) of ``modules``, each after those of them that it depends on."""
+    ordered: dict[str, bytes] = {}
+
+    def add(name: str) -> None:
+        if name in modules and name not in ordered:
+            for other in _depends(modules[name]):
+                add(other)
+            ordered[name] = modules[name]
+
+    for name in modules:
+        add(name)
+    return list(ordered.items())
+
+
+def _depends(module: bytes) -> list[str]:
+    """Return the names of the modules that one says it depends on, with underscores."""
+    depends = re.search(rb"(?:^|\0)depends=([^\0]*)\0", module)
+    return depends[1].decode().replace("-", "_").split(",") if depends and depends[1] else []
 
 
 def _unpack_payload(bzimage: bytes, tools: Path) -> bytes:

@@ -57,6 +57,21 @@ def _python(minor: int, suites: list[Suite]) -> PackageSet:
 KERNEL = ["linux-image-cloud-amd64"]  # a third of the full kernel, boots faster, has all that VFIO needs
 KERNEL_OLDEST = PackageSet("kernel-oldest", BOOKWORM, KERNEL, keep="linux-")  # 6.1
 KERNEL_NEWEST = PackageSet("kernel-newest", TRIXIE_BACKPORTS, KERNEL, prefer="trixie-backports", keep="linux-")
+
+
+def headers_of(kernel: PackageSet) -> PackageSet:
+    """Return what modules of ``kernel`` are built with: its headers, and the compiler that it was built with."""
+    name = kernel.name.replace("kernel", "headers")
+    return PackageSet(name, kernel.suites, ["linux-headers-cloud-amd64", "binutils"], prefer=kernel.prefer)
+
+
+def source_of(kernel: PackageSet, release: str) -> PackageSet:
+    """Return the source of ``kernel``, whose packages are named after the first two numbers of its release."""
+    version = ".".join(release.split(".")[:2])
+    name = kernel.name.replace("kernel", "source")
+    return PackageSet(name, kernel.suites, [f"linux-source-{version}"], prefer=kernel.prefer, keep="linux-source")
+
+
 # 11.1. The 7.2 of bookworm has no igb. With the 10.0.13 of trixie the guest kernel's own virtio-net lost the
 # 760th frame behind an IOMMU, or its queue died ("Guest moved used index from 761 to 0"); 11.1 lost none of
 # 30,000. The smoke suite watches over it.

@@ -16,13 +16,15 @@ from ..guest.support.plan import DevicePlan, Plan
 from . import image, qemu
 from .boots import MODULES, Boot
 from .devices import DEVICES, DISK_BYTES, NICS, SHARED_MEMORY_BYTES
-from .discovery import GuestTest
+from .discovery import GuestTest, modules_of
 from .frames import FramePort
 from .hostcalls import HostCalls
 from .kernel import Kernel
+from .modules import ModuleBuilder
 from .packages import GUEST_LIBC, PYTHONS, QEMU, PackageCache, default_cache
 from .results import Results
 from .serial import Machine
+from .unavailable import Unavailable
 from .wheel import Builder, find_builder, installed_pagepool
 
 LAST_WORDS_LINES = 25
@@ -101,8 +103,9 @@ class Rig:
         pagepool = installed_pagepool(self.folder, self.builder)
         trees = [self.packages.tree(GUEST_LIBC), self.packages.tree(PYTHONS[self.builder.version])]
         base = image.userland(self.folder, trees, self.builder)
-        plan = self._plan(boot, kernel, tests, pagepool is not None)
-        rest = image.payload(run_folder, kernel, MODULES, pagepool, plan, self.builder)
+        built, missing = self._build(boot, kernel, tests)
+        plan = self._plan(boot, kernel, tests, pagepool is not None, missing)
+        rest = image.payload(run_folder, kernel.modules(MODULES), built, pagepool, plan, self.builder)
         initrd = image.concatenate([base, rest], run_folder / "initrd.cpio")
         shared = Path(f"/dev/shm/pagepool-vm-{secrets.token_hex(6)}")
         files = qemu.Files(run_folder, kernel.vmlinux(self.folder), initrd, shared)
@@ -110,6 +113,19 @@ class Rig:
             return self._boot(tools, boot, files, echo)
         finally:
             shared.unlink(missing_ok=True)
+
+    def _build(
+        self, boot: Boot, kernel: Kernel, tests: list[GuestTest]
+    ) -> tuple[dict[str, list[tuple[str, bytes]]], dict[str, str]]:
+        """Build the modules that the suites of ``tests`` want; return them, and why those missing are missing."""
+        builder = ModuleBuilder(self.packages, boot.kernel, kernel)
+        built, missing = {}, {}
+        for name in modules_of(test.suite for test in tests):
+            try:
+                built[name] = builder.build(name)
+            except Unavailable as reason:
+                missing[name] = str(reason)
+        return built, missing
 
     def _boot(self, tools: Path, boot: Boot, files: qemu.Files, echo: Callable[[str], None]) -> BootReport:
         for path in (files.console, files.trace):
@@ -143,7 +159,9 @@ class Rig:
         ended = "went down before the suites were done" if went_down else machine.ended
         return BootReport(boot, results, ended, _last_words(console), time.monotonic() - started)
 
-    def _plan(self, boot: Boot, kernel: Kernel, tests: list[GuestTest], pagepool: bool) -> Plan:
+    def _plan(
+        self, boot: Boot, kernel: Kernel, tests: list[GuestTest], pagepool: bool, missing_modules: dict[str, str]
+    ) -> Plan:
         suites: dict[str, list[str]] = {}
         for test in tests:
             suites.setdefault(test.suite, []).append(test.name)
@@ -166,6 +184,7 @@ class Rig:
             suites=list(suites.items()),
             devices=devices,
             module_parameters=boot.module_parameters,
+            missing_modules=missing_modules,
             pagepool=pagepool,
             test_seconds=int(self.limit_seconds / 2),
         )

@@ -16,12 +16,11 @@ import time
 import traceback
 from pathlib import Path
 
-from .plan import Plan, plan
+from .modules import STOCK, insert, names
+from .plan import plan
 
 RESULTS_LINE = "/dev/ttyS1"
-MODULES_FOLDER = Path("/rig/modules")
 CURRENT_TEST = Path("/tmp/current-test")
-SYS_FINIT_MODULE = 313
 LINUX_REBOOT_CMD_POWER_OFF = 0x4321FEDC
 MOUNTS = [
     ("proc", "/proc"),
@@ -43,7 +42,11 @@ def main() -> None:
         for kind, target in MOUNTS:
             _mount(kind, target)
         _open_results_line()
-        load_modules(plan())
+        for name in names(STOCK):
+            try:
+                insert(STOCK, name)
+            except OSError as error:
+                print(error, flush=True)  # what misses it will say so
         facts = {
             "kernel": platform.release(),
             "python": platform.python_version(),
@@ -57,16 +60,6 @@ def main() -> None:
         Path("/dev/console").write_text(traceback.format_exc())
     os.sync()
     libc.reboot(LINUX_REBOOT_CMD_POWER_OFF)
-
-
-def load_modules(wanted: Plan) -> None:
-    """Load the kernel modules of the image, in the order the host found."""
-    for name in (MODULES_FOLDER / "order").read_text().split():
-        fd = os.open(MODULES_FOLDER / f"{name}.ko", os.O_RDONLY)
-        parameters = wanted.module_parameters.get(name, "")
-        if libc.syscall(SYS_FINIT_MODULE, fd, parameters.encode(), 0):
-            print(f"module {name}: {os.strerror(ctypes.get_errno())}", flush=True)
-        os.close(fd)
 
 
 def run_suite(suite: str, names: list[str]) -> int:

@@ -40,6 +40,8 @@ class Plan:
         In the order to run.
     module_parameters : dict
         By module name.
+    missing_modules : dict
+        Why modules could not be built on the host, by the folder's name.
     pagepool : bool
         Whether pagepool is installed.
     test_seconds : int
@@ -53,6 +55,7 @@ class Plan:
     suites: list[tuple[str, list[str]]]
     devices: list[DevicePlan]
     module_parameters: dict[str, str]
+    missing_modules: dict[str, str]
     pagepool: bool
     test_seconds: int
 
