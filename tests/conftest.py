@@ -3,11 +3,22 @@
 
 from __future__ import annotations
 
+import ctypes.util
+from collections.abc import Callable
 from functools import cache
 
 import pytest
 
 from pagepool import probe
+
+
+def libpcap() -> probe.Answer:
+    """Whether libpcap can be loaded, to compare with; the library itself never needs it."""
+    name = ctypes.util.find_library("pcap")
+    return probe.Answer(name is not None, name or "not installed (Debian: libpcap0.8)")
+
+
+OF_TESTS: dict[str, Callable[[], probe.Answer]] = {"libpcap": libpcap}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @cache
 def answer(need: str) -> probe.Answer:
-    return probe.probe(need)
+    return OF_TESTS[need]() if need in OF_TESTS else probe.probe(need)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -37,11 +37,13 @@ class Helper(IntEnum):
     MAP_LOOKUP_ELEM = 1
     KTIME_GET_NS = 5
     REDIRECT_MAP = 51
+    XDP_GET_BUFF_LEN = 188
 
 
 _ALU = {"+=": 0x07, "-=": 0x17, "&=": 0x57, "|=": 0x47, "<<=": 0x67, ">>=": 0x77, "%=": 0x97, "=": 0xB7}
 _JUMP = {"==": 0x15, ">": 0x25, ">=": 0x35, "&": 0x45, "!=": 0x55, "<": 0xA5, "<=": 0xB5}
 _REGISTER_SOURCE = 0x08  # opcode bit: the operand is a register instead of the immediate
+_WIDE = 0x03  # opcode bits that tell 64-bit arithmetic (7) from 32-bit (4), and jumps (5) from 32-bit ones (6)
 _PSEUDO_MAP_FD = 1
 _PSEUDO_MAP_VALUE = 2
 
@@ -78,6 +80,10 @@ class Assembler:
             self._emit(opcode | _REGISTER_SOURCE, dst, operand)
         else:
             self._emit(opcode, dst, imm=operand)
+
+    def alu32(self, dst: R, operation: str, operand: int) -> None:
+        """32-bit arithmetic with an immediate; the upper half of ``dst`` becomes 0."""
+        self._emit(_ALU[operation] ^ _WIDE, dst, imm=operand)
 
     def big_endian(self, dst: R, bits: int) -> None:
         """Convert the low ``bits`` (16, 32, 64) of ``dst`` between network and host order; the rest
@@ -128,6 +134,10 @@ class Assembler:
             self._emit(opcode | _REGISTER_SOURCE, dst, operand, label)
         else:
             self._emit(opcode, dst, offset=label, imm=operand)
+
+    def jump_if32(self, dst: R, condition: str, operand: int, label: str) -> None:
+        """Go to ``label`` if the unsigned comparison of the lower 32 bits with an immediate holds."""
+        self._emit(_JUMP[condition] ^ _WIDE, dst, offset=label, imm=operand)
 
     def call(self, helper: Helper) -> None:
         """Call a kernel helper: arguments in R1 to R5, result in R0."""
