@@ -71,6 +71,7 @@ class RxQueue(ABC):
         self._batch: XdpBatch | None = None
         self._handler: Callable[[XdpBatch], object] | None = None
         self._owner = 0
+        self._xmit_lock = threading.Lock()
         self._closed = False
         guard.install()
 
@@ -90,7 +91,11 @@ class RxQueue(ABC):
 
     @abstractmethod
     def xdp_xmit(self, source: FramePool, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
-        """See `pagepool.xdp.XdpDriver.xdp_xmit`."""
+        """See `pagepool.xdp.XdpDriver.xdp_xmit`.
+
+        Another thread may close this queue meanwhile: a driver that does not look by itself holds `_xmit_lock` from
+        the look at `_closed` until the frames are where `_close` will find them.
+        """
 
     @abstractmethod
     def _close(self) -> None:
@@ -99,6 +104,16 @@ class RxQueue(ABC):
     @abstractmethod
     def _flush(self) -> None:
         """Ring the doorbells, once per batch."""
+
+    @property
+    def closed(self) -> bool:
+        """bool : whether `close` was called."""
+        return self._closed
+
+    @property
+    def copied(self) -> int:
+        """int : frames redirected here that were copied; 0 for a driver that never copies."""
+        return 0
 
     def _is_finished(self) -> bool:
         """Whether no frame will ever come again (the end of a capture file); by default never."""
@@ -268,6 +283,8 @@ class RxQueue(ABC):
                     self._batch.complete()
             finally:
                 self._closed = True
+                with self._xmit_lock:
+                    pass  # a redirect of another thread that came before is through; the next sees `_closed`
                 try:
                     self.napi.close()
                 finally:

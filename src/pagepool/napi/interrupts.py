@@ -27,12 +27,13 @@ class InterruptGuard:
     `enter` and `leave` cost about 50 ns each.
     """
 
-    __slots__ = ("_depth", "_main", "_pending", "_users")
+    __slots__ = ("_depth", "_lock", "_main", "_pending", "_users")
 
     def __init__(self) -> None:
         self._depth = 0
         self._pending = False
         self._users = 0
+        self._lock = threading.Lock()  # of `_users`: threads may open and close queues at once
         self._main = threading.main_thread()
 
     @property
@@ -45,13 +46,15 @@ class InterruptGuard:
 
         Context: any thread; from another than the main thread only the user is counted.
         """
-        self._users += 1
+        with self._lock:
+            self._users += 1
         if threading.current_thread() is self._main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._handle)
 
     def uninstall(self) -> None:
         """Give SIGINT back when the last user goes."""
-        self._users = max(self._users - 1, 0)
+        with self._lock:
+            self._users = max(self._users - 1, 0)
         if self._users == 0 and threading.current_thread() is self._main and self.is_installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -81,4 +81,6 @@ cdef class XskRings:
     cdef uint32_t _run(self, uint32_t *ids, uint32_t *lengths, uint32_t *offsets, uint32_t budget) noexcept nogil
     cdef int _send_home(self) except -1
     cdef int _enter(self) except -1
+    cdef bint _enter_open(self) noexcept
     cdef int _leave(self) except -1
+    cdef uint32_t _count(self, xsk_ring_t *ring, bint ours_is_producer) noexcept

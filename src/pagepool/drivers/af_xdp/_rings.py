@@ -27,12 +27,13 @@ from cython.cimports.pagepool._core.atomic import (
     pp_load64,
     pp_lock,
     pp_store32_release,
+    pp_thread_id,
     pp_unlikely,
     pp_unlock,
 )
 from cython.cimports.pagepool._core.tiers import Tiers
 
-from pagepool.errors import PoolBusyError
+from pagepool.errors import PoolBusyError, WrongThreadError
 
 if not cython.compiled:
     raise ImportError("pagepool.drivers.af_xdp._rings is compiled: run `make build`, or `pip install .`")
@@ -56,7 +57,8 @@ class XskRings:
 
     Notes
     -----
-    Context: `poll` and `take_back` by the pool's owner; `transmit`, `kick` and `reap` by any thread.
+    Context: `poll` and `take_back` by the pool's owner; `transmit`, `kick` and `reap` by any thread, and at any time:
+    once the rings are closed they do nothing.
     """
 
     def __cinit__(self, pool: Tiers, fd, rx, tx, fill, completion, need_wakeup=True, busy_poll=False):
@@ -259,7 +261,7 @@ class XskRings:
         -------
         int
             How many of the first were taken. It ends where the ring is full, and at a page that is not lent
-            by the pool, is in a ring already, or whose frame does not lie in it.
+            by the pool, is in a ring already, or whose frame does not lie in it. 0 when closed.
 
         Notes
         -----
@@ -274,8 +276,6 @@ class XskRings:
             source = self.pool
         if source.arena is not self.pool.arena:
             raise ValueError("the pages are of another arena: this device cannot reach them")
-        if source is not self.pool:
-            self.sources[source.slot] = source
         PyObject_GetBuffer(ids, cython.address(a), PyBUF_SIMPLE)
         try:
             PyObject_GetBuffer(lengths, cython.address(b), PyBUF_SIMPLE)
@@ -283,15 +283,17 @@ class XskRings:
                 PyObject_GetBuffer(offsets, cython.address(c), PyBUF_SIMPLE)
                 try:
                     n = cython.cast(uint32_t, min(a.len, b.len, c.len) // 4)
-                    self._enter()
-                    done = self._submit(
-                        cython.cast(cython.pointer[uint32_t], a.buf),
-                        cython.cast(cython.pointer[uint32_t], b.buf),
-                        cython.cast(cython.pointer[uint32_t], c.buf),
-                        n,
-                        source.slot,
-                    )
-                    self._leave()
+                    if self._enter_open():
+                        if source is not self.pool and self.sources.get(source.slot) is not source:
+                            self.sources[source.slot] = source
+                        done = self._submit(
+                            cython.cast(cython.pointer[uint32_t], a.buf),
+                            cython.cast(cython.pointer[uint32_t], b.buf),
+                            cython.cast(cython.pointer[uint32_t], c.buf),
+                            n,
+                            source.slot,
+                        )
+                        self._leave()
                 finally:
                     PyBuffer_Release(cython.address(c))
             finally:
@@ -351,11 +353,11 @@ class XskRings:
         room stays queued for the next one.
         """
         result: cython.int = 0
-        self._enter()
-        if self.tx.size and pp_load32(self.tx.consumer) != self.tx.mine:
-            with cython.nogil:
-                result = self._kick_tx()
-        self._leave()
+        if self._enter_open():
+            if self.tx.size and pp_load32(self.tx.consumer) != self.tx.mine:
+                with cython.nogil:
+                    result = self._kick_tx()
+            self._leave()
         return result
 
     def _kick_tx(self):
@@ -378,14 +380,14 @@ class XskRings:
 
     def reap(self) -> int:
         """Bring home what was sent; return how many pages. Context: any thread."""
-        done: uint32_t
-        self._enter()
-        try:
-            done = self._reap(False)
-            if self.nr_strangers:
-                self._send_home()
-        finally:
-            self._leave()
+        done: uint32_t = 0
+        if self._enter_open():
+            try:
+                done = self._reap(False)
+                if self.nr_strangers:
+                    self._send_home()
+            finally:
+                self._leave()
         return done
 
     def _reap(self, direct):
@@ -436,25 +438,45 @@ class XskRings:
                 return total
 
     def _send_home(self):
-        # Pages that other queues redirected here go back to their own pools, by the ring, for we are not
-        # their owner.
+        # Pages that other queues redirected here go back to their own pools, a run of one pool's at a time: into the
+        # cache where the caller is that pool's owner (one thread that polls several queues, or the one that has just
+        # redirected them), else into the ring.
+        ids: uint32_t[BURST]
+        n: uint32_t
         id: uint32_t
         slot: uint32_t
+        home: uint32_t
+        direct: cython.bint
         pool: Tiers
         while True:
+            n = 0
+            home = 0
             pp_lock(cython.address(self.completion_lock))
-            if self.nr_strangers == 0:
-                pp_unlock(cython.address(self.completion_lock))
-                return 0
-            self.nr_strangers -= 1
-            id = self.strangers[self.nr_strangers]
+            while self.nr_strangers and n < BURST:
+                id = self.strangers[self.nr_strangers - 1]
+                slot = pg_slot(pp_load64(cython.address(self.pool.pages[id].word)))
+                if n and slot != home:
+                    break
+                home = slot
+                ids[n] = id
+                n += 1
+                self.nr_strangers -= 1
             pp_unlock(cython.address(self.completion_lock))
-            slot = pg_slot(pp_load64(cython.address(self.pool.pages[id].word)))
-            pool = self.sources.get(slot)
+            if n == 0:
+                return 0
+            pool = self.sources.get(home)
             if pool is None:
-                self.bad_descriptors += 1
-            else:
-                pool.put_ids(cython.address(id), 1, -1, False)
+                self.bad_descriptors += n
+                continue
+            direct = pool.owner == pp_thread_id()
+            if direct:
+                try:
+                    pool.enter_owner()
+                except WrongThreadError:  # somebody has claimed it just now
+                    direct = False
+            pool.put_ids(ids, n, -1, direct)
+            if direct:
+                pool.leave_owner()
 
     # -- end ---------------------------------------------------------------------------------------------
 
@@ -512,6 +534,14 @@ class XskRings:
             raise ValueError("the queue is closed")
         return 0
 
+    def _enter_open(self):
+        # `_enter` for what any thread may call while another closes: false, and nothing to leave, once closed.
+        pp_add32(cython.address(self.inside), 1)
+        if not self.closed:
+            return True
+        pp_add32(cython.address(self.inside), 0xFFFFFFFF)
+        return False
+
     def _leave(self):
         pp_add32(cython.address(self.inside), 0xFFFFFFFF)
         return 0
@@ -521,17 +551,28 @@ class XskRings:
     @property
     def nr_fill(self) -> int:
         """Pages in the fill ring that the kernel has not taken yet."""
-        return self.fill.mine - pp_load32(self.fill.consumer) if self.fill.size else 0
+        return self._count(cython.address(self.fill), True)
 
     @property
     def nr_rx(self) -> int:
         """Frames in the rx ring."""
-        return pp_load32(self.rx.producer) - self.rx.mine if self.rx.size else 0
+        return self._count(cython.address(self.rx), False)
 
     @property
     def nr_tx_queued(self) -> int:
         """Frames in the tx ring that the kernel has not taken yet."""
-        return self.tx.mine - pp_load32(self.tx.consumer) if self.tx.size else 0
+        return self._count(cython.address(self.tx), True)
+
+    def _count(self, ring, ours_is_producer):
+        # Inside: without a GIL another thread may be closing, and the index is in memory that goes with the socket.
+        count: uint32_t = 0
+        if self._enter_open():
+            if ring.size and ours_is_producer:
+                count = ring.mine - pp_load32(ring.consumer)
+            elif ring.size:
+                count = pp_load32(ring.producer) - ring.mine
+            self._leave()
+        return count
 
     @property
     def nr_tx_outstanding(self) -> int:

@@ -89,13 +89,15 @@ class Egress:
 
         Notes
         -----
-        Context: any thread. Pages of the same arena go straight into the tx ring; others are copied.
+        Context: any thread, also while another closes the queue. Pages of the same arena go straight into the tx
+        ring; others are copied. What the kernel has sent goes home at once, whether or not anybody polls this queue.
         """
         if source.arena is self._rings.pool.arena:
             done = self.transmit(ids, lengths, offsets, source)
         else:
             done = self._copy(source, ids, lengths, offsets)
         self.kick()
+        self._rings.reap()
         return done
 
     def _copy(self, source: Any, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:

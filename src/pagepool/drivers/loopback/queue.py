@@ -174,14 +174,15 @@ class LoopbackQueue(RxQueue):
 
         Frames of a pool that this NIC's bus cannot reach are not accepted.
         """
-        if self._closed:
-            return 0
-        if source is not self.pool:
-            if isinstance(self._bus, HostBus):
-                self._bus.attach(source)
-            elif source.params.dev is not self.pool.params.dev:
+        with self._xmit_lock:
+            if self._closed:
                 return 0
-        return self._post(source, ids, lengths, offsets)
+            if source is not self.pool:
+                if isinstance(self._bus, HostBus):
+                    self._bus.attach(source)
+                elif source.params.dev is not self.pool.params.dev:
+                    return 0
+            return self._post(source, ids, lengths, offsets)
 
     def xdp_flush(self) -> None:
         """Send what `xdp_xmit` has queued."""

@@ -164,13 +164,12 @@ class VfioQueue(RxQueue):
         Frames of a pool that is not mapped for this device, or for one whose memory it shares, are not
         accepted.
         """
-        if self._closed:
-            return 0
-        if source is not self.pool and not _reaches(self.nic, source):
-            return 0
-        accepted = self._post(source, ids, lengths, offsets)
-        self._flush()
-        return accepted
+        with self._xmit_lock:
+            if self._closed or (source is not self.pool and not _reaches(self.nic, source)):
+                return 0
+            accepted = self._post(source, ids, lengths, offsets)
+            self._flush()
+            return accepted
 
     def pass_to_stack(self, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
         """Copy frames to the sink, which stands for the stack that is not there, and put their pages."""
