@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 
 from pagepool._core.params import PagePoolParams
-from pagepool.drivers.af_xdp.queue_parts import QueueParts
+from pagepool.drivers.af_xdp.queue_parts import QueueParts, pages_for
 from pagepool.drivers.af_xdp.queue_stats import AfXdpStats, collect
 from pagepool.drivers.af_xdp.socket import RingSizes
 from pagepool.drivers.af_xdp.steering import WantedMode
@@ -30,10 +30,11 @@ from pagepool.napi import guard
 from pagepool.xdp import XdpBatch
 from pagepool.xdp.driver import FramePool, U32Array
 
-__all__ = ["AfXdpQueue"]
+__all__ = ["AfXdpQueue", "pages_for_queue"]
 
 _LOOK_EVERY: Final = 256  # empty polls between two looks at whether the device is still there
 _BUSY_S: Final = 1.0
+_RING: Final = 2048
 _RETRY_S: Final = 0.001  # when to try again to send what the device had no room for
 
 _open_queues: weakref.WeakSet[AfXdpQueue] = weakref.WeakSet()
@@ -68,9 +69,11 @@ class AfXdpQueue(RxQueue):
         thread that spins. Whether it spins is said to `poll_forever` and `run`.
     need_wakeup : bool
         Let the kernel say when it wants a system call.
+    promiscuous : bool
+        Receive frames for every Ethernet destination, while the queue is open.
     share_umem_with : AfXdpQueue, optional
         An open queue whose memory to use: frames can then be redirected between the two without a copy. Mode
-        of copying and memory are its.
+        of copying and memory are its, also how many frames there are: `open_queues` makes enough for all.
     weight : int
         Default budget of `napi`.
     memory : PageAllocator, MemoryKind or str, optional
@@ -106,14 +109,15 @@ class AfXdpQueue(RxQueue):
         queue: int = 0,
         *,
         frames: int | None = None,
-        rx_ring: int = 2048,
-        tx_ring: int = 2048,
+        rx_ring: int = _RING,
+        tx_ring: int = _RING,
         params: PagePoolParams | None = None,
         filter: str = "all",
         mode: WantedMode = "auto",
         zerocopy: bool | None = None,
         busy_poll: bool = False,
         need_wakeup: bool = True,
+        promiscuous: bool = False,
         share_umem_with: AfXdpQueue | None = None,
         weight: int = 64,
         memory: PageAllocator | MemoryKind | str | None = None,
@@ -138,6 +142,7 @@ class AfXdpQueue(RxQueue):
                 zerocopy=zerocopy,
                 busy_poll=busy_poll,
                 need_wakeup=need_wakeup,
+                promiscuous=promiscuous,
                 share_umem_with=share_umem_with,
                 memory=memory,
             )
@@ -200,7 +205,12 @@ class AfXdpQueue(RxQueue):
 
     def xdp_xmit(self, source: FramePool, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
         """Send what another queue received: from the same UMEM as it is, else copied; see `pagepool.xdp.XdpDriver`."""
-        return 0 if self._closed else self._egress.xmit(source, ids, lengths, offsets)
+        if self._closed:
+            return 0
+        done = self._egress.xmit(source, ids, lengths, offsets)
+        if self._rings.nr_tx_queued:
+            self.napi.schedule()  # what the device had no room for is tried again by this queue's own thread
+        return done
 
     def _flush(self) -> None:
         if not self._closed:
@@ -212,6 +222,11 @@ class AfXdpQueue(RxQueue):
         """Return the figures of this moment: pool, rings, verdicts, the kernel's socket and program."""
         self._must_be_open()
         return collect(self.name, self.parts, self.xdp_stats, self.napi.stats)
+
+    @property
+    def copied(self) -> int:
+        """int : frames redirected here that were copied, for they were in another memory."""
+        return self._egress.copied
 
     @property
     def is_zerocopy(self) -> bool:
@@ -271,6 +286,12 @@ class AfXdpQueue(RxQueue):
     def _abandon(self) -> None:
         self._closed = True
         self.parts.abandon()
+
+
+def pages_for_queue(rx_ring: int | None = None, tx_ring: int | None = None) -> int:
+    """Return the pages that a queue with such rings (entries, by default the default) wants of its UMEM."""
+    rx, tx = rx_ring or _RING, tx_ring or _RING
+    return pages_for(RingSizes(rx, tx, rx, tx))
 
 
 def _abandon_after_fork() -> None:

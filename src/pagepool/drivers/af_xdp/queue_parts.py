@@ -19,6 +19,7 @@ from pagepool._core.params import DmaDir, PagePoolParams, PPFlag
 from pagepool.drivers.af_xdp._rings import XskRings
 from pagepool.drivers.af_xdp.egress import Egress
 from pagepool.drivers.af_xdp.home_ns import HomeNs
+from pagepool.drivers.af_xdp.promiscuous import Promiscuous
 from pagepool.drivers.af_xdp.socket import BindFlag, RingSizes, XdpSocket
 from pagepool.drivers.af_xdp.steering import Steering, WantedMode, close_steering, open_steering
 from pagepool.drivers.af_xdp.umem_area import UmemArea
@@ -30,7 +31,7 @@ from pagepool.xdp import FrameMemory
 if TYPE_CHECKING:
     from pagepool.drivers.af_xdp.queue import AfXdpQueue
 
-__all__ = ["QueueParts"]
+__all__ = ["QueueParts", "pages_for"]
 
 _SPARE_PAGES: Final = 512  # beyond what the rings can hold: batches, and what the user keeps
 _BUSY_POLL_US: Final = 50
@@ -44,7 +45,7 @@ class QueueParts:
 
     Attributes
     ----------
-    home, steering, socket, area, rings, wakeup, egress
+    home, promiscuous, steering, socket, area, rings, wakeup, egress
         One file of this package each.
     pool : PagePool
         Over the area.
@@ -65,6 +66,7 @@ class QueueParts:
         zerocopy: bool | None,
         busy_poll: bool,
         need_wakeup: bool,
+        promiscuous: bool,
         share_umem_with: AfXdpQueue | None,
         memory: PageAllocator | MemoryKind | str | None,
     ) -> None:
@@ -72,11 +74,14 @@ class QueueParts:
         self.is_zerocopy = False
         obj = f"{ifname} queue {queue}"
         other = share_umem_with.parts if share_umem_with is not None else None
-        frames = frames or sizes.rx + sizes.fill + sizes.tx + _SPARE_PAGES
+        frames = frames or pages_for(sizes)
         with ExitStack() as undo:
             ifindex = _ifindex(ifname, obj)
             self.home = HomeNs()
             undo.callback(self.home.close)
+            self.promiscuous = Promiscuous(ifindex, ifname) if promiscuous else None
+            if self.promiscuous is not None:
+                undo.callback(self.promiscuous.close)
             # The program first: some drivers set their queues up anew for it, and a map without sockets
             # passes.
             self.steering: Steering = open_steering(ifname, ifindex, filter, mode)
@@ -127,6 +132,8 @@ class QueueParts:
         self.socket.close()
         self.wakeup.close()
         self.home.close()
+        if self.promiscuous is not None:
+            self.promiscuous.close()
 
     def _make_pool(self, params: PagePoolParams, frames: int) -> PagePool:
         if params.order:
@@ -177,6 +184,11 @@ class QueueParts:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.001)
+
+
+def pages_for(sizes: RingSizes) -> int:
+    """Return how many pages such rings can hold at once, and some to spare."""
+    return sizes.rx + sizes.fill + sizes.tx + _SPARE_PAGES
 
 
 def _ifindex(ifname: str, obj: str) -> int:

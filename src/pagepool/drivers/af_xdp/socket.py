@@ -282,6 +282,8 @@ class XdpSocket:
 
 
 def _bind_hint(error: int, flags: BindFlag) -> str:
+    if error == errno.EINVAL and flags & BindFlag.SHARED_UMEM:
+        return "no such queue, or it is open over this memory already"
     if error == errno.EINVAL:
         return "no such queue, or the rings do not fit a shared UMEM"
     if error == errno.EOPNOTSUPP:

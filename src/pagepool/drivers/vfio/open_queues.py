@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pagepool.dma.vfio import PciSysfs, VfioDevice, functions
+from pagepool.drivers.queue_group import QueueGroup
 from pagepool.drivers.vfio.e1000e import E1000eNic
 from pagepool.drivers.vfio.igb import IgbNic
 from pagepool.drivers.vfio.nic import Nic
@@ -50,7 +51,7 @@ def open_queues(
     stack: Any = None,
     link_seconds: float = 5.0,
     device: VfioDevice | None = None,
-) -> list[VfioQueue]:
+) -> QueueGroup[VfioQueue]:
     """Open a NIC and its queues, each with a pool of its own.
 
     Parameters
@@ -83,8 +84,8 @@ def open_queues(
 
     Returns
     -------
-    list of VfioQueue
-        Each is a context manager; the last to close turns the NIC off and gives it back.
+    QueueGroup of VfioQueue
+        A list, and a context manager that closes them all; the last to close turns the NIC off and gives it back.
 
     Raises
     ------
@@ -104,7 +105,7 @@ def open_queues(
     if pools is not None and len(pools) != queues:
         raise ValueError(f"{len(pools)} pools for {queues} queues: give one per queue")
     device = device or VfioDevice(bdf, bind=bind, strict=strict)
-    opened: list[VfioQueue] = []
+    opened: QueueGroup[VfioQueue] = QueueGroup()
     nic: Nic | None = None
     try:
         allocator = PageAllocator(1 << 30, memory, device.nid)
