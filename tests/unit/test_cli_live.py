@@ -9,7 +9,6 @@ import pty
 import re
 import subprocess
 import sys
-import threading
 
 import pytest
 from rich.console import Console
@@ -18,8 +17,9 @@ from pagepool import PagePool
 from pagepool.cli import units
 from pagepool.cli.live import LiveReport
 from pagepool.cli.meter import Meter, QueueSample, Sample, rates
-from pagepool.cli.poller import Poller
+from pagepool.cli.tap import ACTIONS, Tap
 from pagepool.cli.wire import Loopback, WireOptions
+from pagepool.drivers.queue_threads import run_queues
 
 
 def sample(at_s: float, frames: int, queues: int = 1, lost: int = 0) -> Sample:
@@ -97,21 +97,14 @@ def test_rates_are_differences_over_time() -> None:
     assert (rate.packets, rate.bits, rate.lost) == (2000, 2000 * 480, 5)
 
 
-def test_meter_sees_what_the_pollers_received() -> None:
+def test_meter_sees_what_the_taps_received() -> None:
     with Loopback(WireOptions((0, 1))) as wire:
-        stop = threading.Event()
-        pollers = [Poller(queue, "drop", stop) for queue in wire.queues]
-        meter = Meter(wire, pollers)
-        for poller in pollers:
-            poller.start()
-        stop.wait(0.2)
-        stop.set()
-        for poller in pollers:
-            poller.join()
-            assert poller.failure is None
+        taps = [Tap(queue.name, ACTIONS["drop"]) for queue in wire.queues]
+        meter = Meter(wire, taps)
+        run_queues(wire.queues, taps, seconds=0.2)
         seen = meter.sample()
 
-    assert seen.total("frames") == sum(poller.frames for poller in pollers) > 0
+    assert seen.total("frames") == sum(tap.frames for tap in taps) > 0
     assert seen.total("at_device") == seen.total("lent") > 0
     assert seen.maps == 2
     assert seen.allocator_calls == seen.total("slow") == 8

@@ -17,7 +17,7 @@ from pagepool import PagePool
 from pagepool.drivers.loopback import LoopbackNic, LoopbackQueue, UdpFlows
 from pagepool.drivers.queue_group import QueueGroup
 from pagepool.drivers.queue_threads import QueueThreads, run_queues
-from pagepool.errors import PoolBusyError
+from pagepool.errors import PoolBusyError, WrongThreadError
 from pagepool.xdp import XdpAction, XdpBatch, XdpBuff, per_frame
 
 FRAMES = 20_000
@@ -201,8 +201,11 @@ def test_started_twice_is_refused(nic: LoopbackNic) -> None:
 
 def test_a_queue_that_another_thread_polls_is_refused_in_words(nic: LoopbackNic) -> None:
     queue = nic.queue(0)
-    with QueueThreads([queue], drop), pytest.raises(Exception, match="run by thread"):
-        run_queues([queue], drop, seconds=1)
+    with QueueThreads([queue], drop):
+        while queue.napi.owner == 0:
+            time.sleep(0.001)
+        with pytest.raises(WrongThreadError, match="run by thread"):
+            run_queues([queue], drop, seconds=10)
 
 
 def test_per_frame_handlers_of_each_queue(nic: LoopbackNic) -> None:
@@ -262,8 +265,8 @@ def test_closing_a_queue_that_others_redirect_to_loses_no_page() -> None:
                 targets.append(far.queue(0))
                 time.sleep(0.0005)
         stats = source.xdp_stats
-        sent = sum(target.port.stats.tx_frames for target in targets[-1:])
-        assert stats.redirect - stats.redirect_dropped == sent  # one port, many drivers
+        # What was posted and not yet sent went home with its ring.
+        assert 0 < targets[-1].port.stats.tx_frames <= stats.redirect - stats.redirect_dropped
         pool = source.pool
     settled(pool, *(target.pool for target in targets))
 

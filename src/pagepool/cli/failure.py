@@ -9,16 +9,13 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from array import array
 from fcntl import ioctl
 
-from pagepool.drivers.af_xdp import FilterError
+from pagepool.drivers.af_xdp import FilterError, nr_rx_queues
 from pagepool.errors import PagePoolError
 
-__all__ = ["CannotError", "explain", "failure_line", "is_up", "nr_queues"]
+__all__ = ["CannotError", "explain", "failure_line", "is_up"]
 
-_SIOCETHTOOL, _ETHTOOL_GCHANNELS = 0x8946, 0x3C
-_RX_COUNT, _COMBINED_COUNT = 5, 8  # words of the answer
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1
 
 
@@ -55,24 +52,13 @@ def explain(error: OSError, ifname: str, queue: int) -> CannotError:
     elif error.errno in (errno.EBUSY, errno.EEXIST):
         advice = f"stop the other program (ip link show {ifname} names its XDP program), or take another --queue"
     elif error.errno == errno.EINVAL:
-        queues = nr_queues(ifname)
-        if queues is not None and queue >= queues:
+        queues = nr_rx_queues(ifname)
+        if queue >= queues:
             return CannotError(f"{ifname} has no queue {queue}: take --queue {_range(queues)}")
         advice = "--queue 0 is there on every interface"
     elif error.errno == errno.ENETDOWN:
         advice = f"ip link set {ifname} up"
     return CannotError(f"{said}: {advice}" if advice else said)
-
-
-def nr_queues(ifname: str) -> int | None:
-    """Return how many receive queues an interface has, None where its driver does not say."""
-    channels = array("I", [_ETHTOOL_GCHANNELS, *bytes(8)])  # struct ethtool_channels
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            ioctl(control, _SIOCETHTOOL, struct.pack("=16sQ16x", ifname.encode(), channels.buffer_info()[0]))
-    except OSError:
-        return None
-    return int(channels[_RX_COUNT] + channels[_COMBINED_COUNT])
 
 
 def is_up(ifname: str) -> bool:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pagepool.cli import units
+from pagepool.cli.forwarding import directions
 from pagepool.cli.meter import Rates, Sample, rates
 from pagepool.cli.summary import Summary
 from pagepool.cli.wire import Wire
@@ -96,8 +97,12 @@ class LiveReport:
         yield Text()
         yield from _where(now, width)
         yield Text()
-        if len(now.queues) > 1:
-            yield from _queue_lines(self._recent[0], now, self._console.height - _OTHER_LINES)
+        ways = list(_ways(self._wire, self._recent[0], now))
+        if ways:
+            yield from ways
+            yield Text()
+        if len(now.queues) > max(1, len(ways)):
+            yield from _queue_lines(self._recent[0], now, self._console.height - _OTHER_LINES - len(ways))
             yield Text()
         yield from _came(now, rate)
         yield Text()
@@ -116,15 +121,32 @@ class LiveReport:
         return line
 
 
+def _ways(wire: Wire, before: Sample, now: Sample) -> Iterator[Text]:
+    """One line for each way through the wire."""
+    span = max(now.at_s - before.at_s, 1e-9)
+    both = list(zip(directions(wire, before), directions(wire, now), strict=True))
+    room = max((len(new.source) + len(new.target) for _, new in both), default=0) + 4
+    for old, new in both:
+        speed = units.per_second((new.forwarded - old.forwarded) / span)
+        line = Text(f"   {f'{new.source} → {new.target}':<{room}}{speed:>10}   {units.count(new.forwarded)} forwarded")
+        if new.refused:
+            line.append(f"   {units.count(new.refused)} refused", style="yellow")
+        line.append(f"   {units.count(new.copied)} copied", style="yellow" if new.copied else "dim")
+        yield line
+
+
 def _queue_lines(before: Sample, now: Sample, room: int) -> Iterator[Text]:
     """One line a queue, as many as fit."""
     span = max(now.at_s - before.at_s, 1e-9)
     room = max(room, 1)
     shown = len(now.queues) if len(now.queues) <= room else room - 1
+    several = len({queue.name for queue in now.queues}) > 1
+    width = max(len(queue.name) for queue in now.queues) + 10 if several else 9
     for old, new in list(zip(before.queues, now.queues, strict=True))[:shown]:
         speed = units.per_second((new.frames - old.frames) / span)
         pages = f"{new.pool.in_cache} cached, {new.pool.in_ring:,} ringed, {new.pool.lent:,} lent"
-        yield Text(f"   queue {new.queue:<3}{speed:>16}   pool {new.pool_id}: {pages}")
+        name = f"{new.name} queue {new.queue}" if several else f"queue {new.queue}"
+        yield Text(f"   {name:<{width}}{speed:>13}   pool {new.pool_id}: {pages}")
     if shown < len(now.queues):
         yield Text(f"   and {len(now.queues) - shown} more queues", style="dim")
 

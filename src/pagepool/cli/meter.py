@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagepool import PoolStats
-from pagepool.cli.poller import Poller
+from pagepool.cli.tap import Tap
 from pagepool.cli.wire import Wire
 from pagepool.drivers.rx_queue import RxQueue
 
@@ -33,6 +33,10 @@ class QueueSample:
         Pages that the device has, of those that are lent.
     pool_id : int
     pool : PoolStats
+    forwarded, refused : int
+        Frames that were taken for sending, by this queue or another, and frames that were to be and found no room.
+    copied : int
+        Frames of other queues that were copied to be sent here.
     """
 
     name: str
@@ -43,6 +47,9 @@ class QueueSample:
     at_device: int
     pool_id: int
     pool: PoolStats
+    forwarded: int = 0
+    refused: int = 0
+    copied: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON; the kernel's counters have netlink's spelling."""
@@ -52,6 +59,9 @@ class QueueSample:
             "frames": self.frames,
             "bytes": self.size_bytes,
             "lost": self.lost,
+            "forwarded": self.forwarded,
+            "refused": self.refused,
+            "copied": self.copied,
             "at-device": self.at_device,
             "page-pool": {
                 "id": self.pool_id,
@@ -154,20 +164,20 @@ class Meter:
     ----------
     wire : Wire
         Open.
-    pollers : list of Poller
+    taps : list of Tap
         One per queue, in the wire's order.
     """
 
-    def __init__(self, wire: Wire, pollers: list[Poller]) -> None:
+    def __init__(self, wire: Wire, taps: list[Tap]) -> None:
         self._wire = wire
-        self._pollers = pollers
+        self._taps = taps
         self._start = time.monotonic()
 
     def sample(self) -> Sample:
         """Return the figures of this moment. Context: any thread."""
         now = time.monotonic() - self._start
         opened = self._wire.queues
-        queues = tuple(self._look(queue, poller) for queue, poller in zip(opened, self._pollers, strict=True))
+        queues = tuple(self._look(queue, tap) for queue, tap in zip(opened, self._taps, strict=True))
         pools = [queue.pool for queue in opened]
         mappings: dict[tuple[int, int], int] = {}
         for pool, seen in zip(pools, queues, strict=True):
@@ -183,16 +193,21 @@ class Meter:
             memory=", ".join(dict.fromkeys(allocator.describe() for allocator in allocators.values())),
         )
 
-    def _look(self, queue: RxQueue, poller: Poller) -> QueueSample:
+    def _look(self, queue: RxQueue, tap: Tap) -> QueueSample:
         pool = queue.pool.stats()
         at_device, lost = self._wire.look(queue)
+        xdp = queue.xdp_stats
+        refused = xdp.tx_dropped + xdp.redirect_dropped
         return QueueSample(
             name=queue.name,
             queue=queue.queue,
-            frames=poller.frames,
-            size_bytes=poller.size_bytes,
+            frames=tap.frames,
+            size_bytes=tap.size_bytes,
             lost=lost,
             at_device=min(at_device, pool.lent),
             pool_id=queue.pool.id,
             pool=pool,
+            forwarded=xdp.tx + xdp.redirect - refused,
+            refused=refused,
+            copied=queue.copied,
         )

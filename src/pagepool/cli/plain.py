@@ -8,6 +8,7 @@ import sys
 from typing import Any, TextIO
 
 from pagepool.cli import units
+from pagepool.cli.forwarding import directions
 from pagepool.cli.meter import Rates, Sample, rates
 from pagepool.cli.summary import Summary
 from pagepool.cli.wire import Wire
@@ -29,10 +30,12 @@ class PlainReport:
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file or sys.stdout
         self._before: Sample | None = None
+        self._wire: Wire | None = None
 
     def begin(self, wire: Wire, first: Sample) -> None:
         """Say what is about to happen."""
         self._before = first
+        self._wire = wire
         self._say(f"receiving over {wire.title}")
         if wire.reason:
             self._say(wire.reason)
@@ -40,7 +43,8 @@ class PlainReport:
     def show(self, now: Sample) -> None:
         """Print the second that has passed."""
         assert self._before is not None
-        self._say(_line(now, rates(self._before, now)))
+        assert self._wire is not None
+        self._say(_line(now, rates(self._before, now)) + _ways(self._wire, now))
         self._before = now
 
     def end(self, summary: Summary) -> None:
@@ -60,6 +64,13 @@ def _line(now: Sample, rate: Rates) -> str:
     return (
         f"{now.at_s:4.1f} s {units.per_second(rate.packets):>9} {units.bits_per_second(rate.bits):>12}"
         f" | pages: {pages} | per second: {ways} | {now.maps} mapped, {units.percent(now.recycle_ratio)} recycled"
+    )
+
+
+def _ways(wire: Wire, now: Sample) -> str:
+    return "".join(
+        f" | {way.source} to {way.target}: {units.count(way.forwarded)}, {units.count(way.refused)} refused"
+        for way in directions(wire, now)
     )
 
 

@@ -1,54 +1,40 @@
 # SPDX-License-Identifier: MIT
 """``pagepool rx``: receive into recycled pages, show the pool at work, and sum up what it saved.
 
-Joins a wire, its pollers, a meter and a report; each of them does one thing. Invariant: however it ends (by itself,
-Ctrl-C, an error, a lost interface) the generator is stopped, the queues are closed and the terminal is as it was.
+The options, what they mean together, and which of them exclude each other; `pagepool.cli.receiving` does it.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
-import time
-from contextlib import ExitStack, closing
-from types import FrameType
-from typing import Annotated, NoReturn, Protocol
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from pagepool.cli import without_pool
-from pagepool.cli.failure import CannotError
+from pagepool.cli.forwarding import Forwarding
 from pagepool.cli.live import LiveReport
-from pagepool.cli.meter import Meter, Sample
 from pagepool.cli.pci_wire import PciNic
 from pagepool.cli.plain import JsonReport, PlainReport
-from pagepool.cli.poller import ACTIONS, CaptureFile, Poller
-from pagepool.cli.summary import Summary
+from pagepool.cli.receiving import Report, receive
+from pagepool.cli.tap import ACTIONS
 from pagepool.cli.wire import Wire, WireOptions, choose_wire
 
-__all__ = ["receive", "rx_command"]
-
-
-class Report(Protocol):
-    """How a receive is shown."""
-
-    interval_s: float
-
-    def begin(self, wire: Wire, first: Sample) -> None: ...
-    def show(self, now: Sample) -> None: ...
-    def end(self, summary: Summary) -> None: ...
-    def close(self) -> None: ...
+__all__ = ["rx_command"]
 
 
 def rx_command(
     ifname: Annotated[
-        str | None,
-        typer.Argument(metavar="[IFACE]", help="Interface; without one, see above.", show_default=False),
+        list[str] | None,
+        typer.Argument(metavar="[IFACE]...", help="Interfaces; without one, see above.", show_default=False),
     ] = None,
     queue: Annotated[
-        list[int] | None, typer.Option(metavar="N", min=0, help="Receive queue, 0 by default; may be repeated.")
+        list[int] | None,
+        typer.Option(metavar="N", min=0, help="Receive queue of each, 0 by default; may be repeated."),
+    ] = None,
+    forward: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="Send what comes in on IFACE out of this interface, and the other way."),
     ] = None,
     action: Annotated[
         str | None,
@@ -58,6 +44,10 @@ def rx_command(
         str,
         typer.Option(metavar="EXPRESSION", help="Frames to take, such as 'udp port 53'; the stack gets the others."),
     ] = "all",
+    cpu: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=0, help="Keep a queue's thread on this CPU; one for each queue, in their order."),
+    ] = None,
     write: Annotated[
         str | None, typer.Option(metavar="FILE.pcapng", help="Also write every frame to a capture file.")
     ] = None,
@@ -77,25 +67,46 @@ def rx_command(
 ) -> None:
     """Receive into recycled pages and show the pool at work.
 
-    On IFACE, frames come by AF_XDP. Without IFACE, root gets a veth pair in namespaces of its own with a traffic
-    generator, and real AF_XDP on it; everybody else gets the loopback NIC, a NIC in software.
+    On IFACE, frames come by AF_XDP; each queue has a pool and a thread of its own. Without IFACE, root gets a veth pair
+    in namespaces of its own with a traffic generator, and real AF_XDP on it; everybody else gets the loopback NIC, a
+    NIC in software.
+
+    With --forward, two interfaces become one wire, on all their queues: frames move from one to the other by the ids of
+    their pages, without a copy.
 
     Ctrl-C ends it with the summary and exit status 0. Nothing is left behind.
     """
+    ifnames = tuple(dict.fromkeys(ifname or ()))
+    _check_forward(forward, ifnames, action)
     if action is None:
-        action = "drop" if ifname is None else "pass"
-    if action not in ACTIONS:
+        action = "forward" if forward else "pass" if ifnames else "drop"
+    if not forward and action not in ACTIONS:
         raise typer.BadParameter(f"--action {action}: it is one of {', '.join(ACTIONS)}")
-    options = WireOptions(tuple(dict.fromkeys(queue or [0])), filter, rate)
-    if pci is not None and (ifname is not None or loopback):
+    options = WireOptions(tuple(dict.fromkeys(queue or (() if forward else (0,)))), filter, rate)
+    if pci is not None and (ifnames or loopback):
         raise typer.BadParameter("--pci is a device of its own: leave IFACE and --loopback away")
     if pci is not None and action == "pass":
         raise typer.BadParameter("--action pass: there is no network stack behind --pci; take drop or tx")
-    wire: Wire = PciNic(pci, options) if pci is not None else choose_wire(ifname, options, loopback=loopback)
+    wire: Wire
+    if pci is not None:
+        wire = PciNic(pci, options)
+    elif forward is not None:
+        wire = Forwarding(ifnames[0], forward, options)
+    else:
+        wire = choose_wire(ifnames, options, loopback=loopback)
     try:
-        receive(wire, action, _report(json, seconds), seconds=seconds, write=write)
+        receive(wire, action, _report(json, seconds), seconds=seconds, write=write, cpus=cpu or None)
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _check_forward(other: str | None, ifnames: tuple[str, ...], action: str | None) -> None:
+    if other is None:
+        return
+    if len(ifnames) != 1 or other in ifnames:
+        raise typer.BadParameter("--forward OTHER joins two interfaces: give one IFACE, and another as OTHER")
+    if action is not None:
+        raise typer.BadParameter("--forward is what becomes of each frame: leave --action away")
 
 
 def _report(json: bool, seconds: float | None) -> Report:
@@ -105,75 +116,3 @@ def _report(json: bool, seconds: float | None) -> Report:
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveReport(console, seconds)
     return PlainReport()
-
-
-def receive(
-    wire: Wire, action: str, report: Report, *, seconds: float | None = None, write: str | None = None
-) -> Summary:
-    """Receive until the time is up or Ctrl-C, and report.
-
-    Raises
-    ------
-    CannotError
-        Something cannot be done.
-    OSError
-        The device or the capture file failed; what was received by then has been reported.
-    """
-    stop = threading.Event()
-    with ExitStack() as undo:
-        undo.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _interrupt))
-        capture = undo.enter_context(closing(_open_capture(write))) if write is not None else None
-        undo.enter_context(wire)
-        undo.callback(report.close)
-        pollers = [Poller(one, action, stop, capture) for one in wire.queues]
-        undo.callback(_end, stop, pollers)
-        for poller in pollers:
-            poller.start()
-        meter = Meter(wire, pollers)
-        try:
-            report.begin(wire, meter.sample())
-            wire.start()
-            _watch(meter, report, stop, seconds)
-        except KeyboardInterrupt:
-            pass
-        _end(stop, pollers)
-        last = meter.sample()
-        wire.stop()
-        failure = next((poller.failure for poller in pollers if poller.failure is not None), None)
-        costs = without_pool.measure(wire.queues[0]) if failure is None else None
-        summary = Summary(
-            wire.title, wire.reason, action, last, costs, write or "", capture.frames if capture is not None else 0
-        )
-        report.end(summary)
-    if failure is not None:
-        raise failure
-    return summary
-
-
-def _watch(meter: Meter, report: Report, stop: threading.Event, seconds: float | None) -> None:
-    """Report at even intervals until it is time."""
-    start = time.monotonic()
-    end = start + seconds if seconds is not None else float("inf")
-    due = start
-    while not stop.is_set() and (now := time.monotonic()) < end:
-        due += report.interval_s
-        stop.wait(max(min(due, end) - now, 0.0))
-        if time.monotonic() < end or due <= end:
-            report.show(meter.sample())
-
-
-def _end(stop: threading.Event, pollers: list[Poller]) -> None:
-    stop.set()
-    for poller in pollers:
-        poller.join()
-
-
-def _open_capture(path: str) -> CaptureFile:
-    try:
-        return CaptureFile(path)
-    except OSError as error:
-        raise CannotError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

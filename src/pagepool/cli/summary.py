@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagepool.cli import units
+from pagepool.cli.forwarding import Direction
 from pagepool.cli.meter import Sample
 from pagepool.cli.without_pool import Cost, Costs
 
@@ -38,6 +39,8 @@ class Summary:
         File the frames were written to, or empty.
     captured : int
         Frames in it.
+    ways : tuple of Direction
+        What went which way, where it was forwarded.
     """
 
     title: str
@@ -47,6 +50,7 @@ class Summary:
     costs: Costs | None
     capture: str = ""
     captured: int = 0
+    ways: tuple[Direction, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -76,6 +80,8 @@ class Summary:
             "memory-bytes": last.memory_bytes,
             "queues": [queue.as_dict() for queue in last.queues],
         }
+        if self.ways:
+            result["forward"] = [way.as_dict() for way in self.ways]
         if self.capture:
             result["capture"] = {"path": self.capture, "frames": self.captured}
         if self.costs is not None:
@@ -98,6 +104,7 @@ class Summary:
         packets, bits = units.per_second(frames / span), units.bits_per_second(8 * size_bytes / span)
         lines = [f"{units.count(frames)} frames in {last.at_s:.1f} s: {packets}, {bits}"]
         lines.append(f"over {self.title}; every frame: {self.action}")
+        lines += [_way(way) for way in self.ways]
         if self.reason:
             lines.append(self.reason)
         if lost:
@@ -129,6 +136,13 @@ class Summary:
             f"{units.count(fresh)} pages carried them all, each some {each} times: {recycled} recycled",
             f"out of {units.bytes_of(last.memory_bytes)} of {last.memory}",
         ]
+
+
+def _way(way: Direction) -> str:
+    line = f"{way.source} to {way.target}: {units.count(way.forwarded)} of {units.count(way.received)} frames"
+    if way.refused:
+        line += f", {units.count(way.refused)} refused (no room to send)"
+    return line + (f", {units.count(way.copied)} copied" if way.copied else ", none copied")
 
 
 def _total_s(cost: Cost, frames: int) -> float:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A thread that polls one queue, gives every frame the one verdict, and counts.
+"""What the command does with the frames of one queue: count them, write them down, give them their verdict.
 
-One thread per queue: the thread is the owner of the queue's pool, and Ctrl-C reaches the main thread, never a poll.
-Invariant: when `join` returns the last batch is completed.
+No thread and no queue of its own: `pagepool.drivers.queue_threads` calls it. Invariant: a frame is counted once, and is
+in the capture before anybody else can have its page.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from collections.abc import Callable
 import numpy as np
 
 from pagepool.drivers.capture import PcapngWriter
-from pagepool.drivers.rx_queue import RxQueue
 from pagepool.xdp import XdpBatch
 
-__all__ = ["ACTIONS", "CaptureFile", "Poller"]
+__all__ = ["ACTIONS", "CaptureFile", "Tap", "Verdict"]
 
-_BUDGET = 64
-_LOOK_S = 0.05  # how long a queue without frames is left alone before it looks whether to stop
+Verdict = Callable[[XdpBatch], object]
 
 #: Verdicts by their name on the command line.
-ACTIONS: dict[str, Callable[[XdpBatch], None]] = {
+ACTIONS: dict[str, Verdict] = {
     "drop": lambda batch: batch.drop(),
     "pass": lambda batch: batch.pass_(),
     "tx": lambda batch: batch.tx(),
@@ -30,7 +28,7 @@ ACTIONS: dict[str, Callable[[XdpBatch], None]] = {
 
 
 class CaptureFile:
-    """A pcapng file that several pollers write to, each as an interface of its own."""
+    """A pcapng file that several taps write to, each as an interface of its own."""
 
     def __init__(self, path: str) -> None:
         self._writer = PcapngWriter(path)
@@ -57,66 +55,34 @@ class CaptureFile:
         self._writer.close()
 
 
-class Poller:
-    """Receives from one queue until told to stop.
+class Tap:
+    """The handler of one queue's batches.
 
     Parameters
     ----------
-    queue : RxQueue
-        Of any driver.
-    action : str
-        A key of `ACTIONS`.
-    stop : threading.Event
-        Ends the thread.
+    name : str
+        Of the queue, for the capture.
+    verdict : callable
+        Gives the frames of a batch theirs.
     capture : CaptureFile, optional
         Gets every frame before its verdict.
 
     Attributes
     ----------
     frames, size_bytes : int
-        Received so far; written by the thread, readable by anyone.
-    failure : BaseException or None
-        What ended the thread early; it has set `stop` then.
+        Received so far; written by the queue's thread, readable by anyone.
     """
 
-    def __init__(self, queue: RxQueue, action: str, stop: threading.Event, capture: CaptureFile | None = None) -> None:
+    def __init__(self, name: str, verdict: Verdict, capture: CaptureFile | None = None) -> None:
         self.frames = 0
         self.size_bytes = 0
-        self.failure: BaseException | None = None
-        self._queue = queue
-        self._verdict = ACTIONS[action]
-        self._stop = stop
+        self._verdict = verdict
         self._capture = capture
-        self._thread = threading.Thread(target=self._run, name=f"rx-{queue.name}-{queue.queue}", daemon=True)
+        self._interface = 0 if capture is None else capture.interface(name)
 
-    def start(self) -> None:
-        """Begin to poll."""
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait until the thread has completed its last batch."""
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            interface = 0
-            if self._capture is not None:
-                interface = self._capture.interface(f"{self._queue.name} queue {self._queue.queue}")
-            while not self._stop.is_set():
-                self._receive(interface)
-        except BaseException as error:
-            self.failure = error
-            self._stop.set()
-
-    def _receive(self, interface: int) -> None:
-        verdict, capture, stop, add = self._verdict, self._capture, self._stop, np.add.reduce
-        for batch in self._queue.poll_forever(_BUDGET, timeout=_LOOK_S):
-            with batch:
-                self.frames += len(batch)
-                self.size_bytes += int(add(batch.lengths))
-                if capture is not None:
-                    capture.write(interface, batch)
-                verdict(batch)
-            if stop.is_set():
-                return
+    def __call__(self, batch: XdpBatch) -> None:
+        self.frames += len(batch)
+        self.size_bytes += int(np.add.reduce(batch.lengths))
+        if self._capture is not None:
+            self._capture.write(self._interface, batch)
+        self._verdict(batch)

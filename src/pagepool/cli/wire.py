@@ -11,20 +11,22 @@ import os
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pagepool import probe
 from pagepool.cli.failure import CannotError, explain, is_up
-from pagepool.drivers.af_xdp import AfXdpQueue
+from pagepool.drivers.af_xdp import AfXdpQueue, nr_rx_queues, pages_for_queue
 from pagepool.drivers.loopback import LoopbackNic, LoopbackQueue, UdpFlows
 from pagepool.drivers.rx_queue import RxQueue
+
+if TYPE_CHECKING:
+    from pagepool.cli.tap import Verdict
 
 __all__ = ["Interface", "Loopback", "Veth", "Wire", "WireOptions", "choose_wire"]
 
 _FRAME_BYTES = 60  # what the wire calls a frame of 64 bytes, with its check sequence
 _NR_FLOWS = 64
 _LOOPBACK_QUEUES = 128
-_FRAMES_PER_QUEUE = 6656  # pages: two rx rings, a tx ring and what a batch needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +36,19 @@ class WireOptions:
     Attributes
     ----------
     queues : tuple of int
-        Hardware queues, each once.
+        Hardware queues, each once; none for all that an interface has.
     filter : str
         Which frames to take; the others go to the stack.
     rate_pps : float or None
         Frames per second of our own generator; None for as fast as it goes.
+    promiscuous : bool
+        Whether to receive what is for other stations too.
     """
 
     queues: tuple[int, ...] = (0,)
     filter: str = "all"
     rate_pps: float | None = None
+    promiscuous: bool = False
 
 
 class Wire(ABC):
@@ -55,9 +60,12 @@ class Wire(ABC):
         Open inside the ``with`` block, in the order asked for.
     reason : str
         Why this wire and no better one; empty where there is nothing to explain.
+    directions : tuple of (str, str)
+        Which interface's frames go out of which, where they do.
     """
 
     reason = ""
+    directions: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, options: WireOptions) -> None:
         self.options = options
@@ -86,6 +94,10 @@ class Wire(ABC):
     def look(self, queue: RxQueue) -> tuple[int, int]:
         """Return the pages that the device has, and the frames that were lost before the pool saw them."""
 
+    def verdict(self, queue: RxQueue) -> Verdict | None:
+        """Return what becomes of the frames of a queue, None where that is the user's to say."""
+        return None
+
     def start(self) -> None:
         """Start the traffic, if it is ours."""
         return None
@@ -100,31 +112,47 @@ class Wire(ABC):
 
 
 class Interface(Wire):
-    """Queues of an interface by AF_XDP; several share one UMEM."""
+    """Queues of one or more interfaces by AF_XDP, all over one UMEM."""
 
-    def __init__(self, ifname: str, options: WireOptions) -> None:
+    def __init__(self, ifnames: tuple[str, ...], options: WireOptions) -> None:
         super().__init__(options)
-        self.ifname = ifname
+        self.ifnames = ifnames
 
     def _open(self, undo: ExitStack) -> None:
-        frames = _FRAMES_PER_QUEUE * len(self.options.queues)
+        asked = [(ifname, index) for ifname in self.ifnames for index in self._queues_of(ifname)]
+        options = self.options
         first: AfXdpQueue | None = None
-        for index in self.options.queues:
+        for ifname, index in asked:
             try:
-                queue = AfXdpQueue(self.ifname, index, filter=self.options.filter, frames=frames, share_umem_with=first)
+                queue = AfXdpQueue(
+                    ifname,
+                    index,
+                    filter=options.filter,
+                    frames=len(asked) * pages_for_queue(),
+                    promiscuous=options.promiscuous,
+                    share_umem_with=first,
+                )
             except OSError as error:
-                raise explain(error, self.ifname, index) from None
+                raise explain(error, ifname, index) from None
             undo.callback(queue.close)
             self.queues.append(queue)
-            if not is_up(self.ifname):
-                raise CannotError(f"{self.ifname} is down: ip link set {self.ifname} up")
+            if not is_up(ifname):
+                raise CannotError(f"{ifname} is down: ip link set {ifname} up")
             first = first or queue
+
+    def _queues_of(self, ifname: str) -> tuple[int, ...]:
+        if self.options.queues:
+            return self.options.queues
+        try:
+            return tuple(range(nr_rx_queues(ifname)))
+        except OSError as error:
+            raise explain(error, ifname, 0) from None
 
     @property
     def title(self) -> str:
-        queue = self.queues[0]
-        assert isinstance(queue, AfXdpQueue)
-        return f"{self.ifname}, AF_XDP {queue.mode}, {'zero copy' if queue.is_zerocopy else 'copy'}"
+        queues = [queue for queue in self.queues if isinstance(queue, AfXdpQueue)]
+        ways = dict.fromkeys(f"{queue.mode}, {'zero copy' if queue.is_zerocopy else 'copy'}" for queue in queues)
+        return f"{' and '.join(self.ifnames)}, AF_XDP {' and '.join(ways)}"
 
     def look(self, queue: RxQueue) -> tuple[int, int]:
         assert isinstance(queue, AfXdpQueue)
@@ -137,7 +165,7 @@ class Veth(Interface):
     """A veth pair between two namespaces without a name, with a traffic generator at the far end."""
 
     def __init__(self, options: WireOptions) -> None:
-        super().__init__("near", options)
+        super().__init__(("near",), options)
         self._generators: list[Any] = []
 
     def _open(self, undo: ExitStack) -> None:
@@ -220,18 +248,18 @@ class Loopback(Wire):
         return port.rx.nr_posted + waiting + port.tx.nr_posted, stats.rx_dropped
 
 
-def choose_wire(ifname: str | None, options: WireOptions, *, loopback: bool = False) -> Wire:
+def choose_wire(ifnames: tuple[str, ...], options: WireOptions, *, loopback: bool = False) -> Wire:
     """Return the best wire there is, not yet open.
 
     Parameters
     ----------
-    ifname : str or None
-        The user's interface; None for traffic of our own.
+    ifnames : tuple of str
+        The user's interfaces; none for traffic of our own.
     loopback : bool
         Take the loopback NIC whatever else there is.
     """
-    if ifname is not None:
-        return Interface(ifname, options)
+    if ifnames:
+        return Interface(ifnames, options)
     if loopback:
         return Loopback(options)
     for name in ("netns", "af_xdp"):

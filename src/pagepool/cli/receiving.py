@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""A receive from begin to end: a wire, a thread for each of its queues, a meter and a report, joined.
+
+Each of them does one thing; no option of the command line is known here. Invariant: however it ends (by itself, Ctrl-C,
+an error, a lost interface) the generator is stopped, the queues are closed and the terminal is as it was.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from types import FrameType
+from typing import NoReturn, Protocol
+
+from pagepool.cli import without_pool
+from pagepool.cli.failure import CannotError
+from pagepool.cli.forwarding import directions
+from pagepool.cli.meter import Meter, Sample
+from pagepool.cli.summary import Summary
+from pagepool.cli.tap import ACTIONS, CaptureFile, Tap
+from pagepool.cli.wire import Wire
+from pagepool.drivers.queue_threads import QueueThreads
+
+__all__ = ["Report", "receive"]
+
+
+class Report(Protocol):
+    """How a receive is shown."""
+
+    interval_s: float
+
+    def begin(self, wire: Wire, first: Sample) -> None: ...
+    def show(self, now: Sample) -> None: ...
+    def end(self, summary: Summary) -> None: ...
+    def close(self) -> None: ...
+
+
+def receive(
+    wire: Wire,
+    action: str,
+    report: Report,
+    *,
+    seconds: float | None = None,
+    write: str | None = None,
+    cpus: Sequence[int] | None = None,
+) -> Summary:
+    """Receive until the time is up or Ctrl-C, and report.
+
+    Parameters
+    ----------
+    wire : Wire
+        Not open yet.
+    action : str
+        A key of `ACTIONS`, for the frames that the wire has no verdict of its own for.
+    report : Report
+    seconds : float, optional
+        Longest time.
+    write : str, optional
+        Path of a capture file.
+    cpus : sequence of int, optional
+        Where each queue's thread is to stay.
+
+    Raises
+    ------
+    CannotError
+        Something cannot be done.
+    OSError
+        The device or the capture file failed; what was received by then has been reported.
+    """
+    with ExitStack() as undo:
+        undo.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _interrupt))
+        capture = undo.enter_context(closing(_open_capture(write))) if write is not None else None
+        undo.enter_context(wire)
+        undo.callback(report.close)
+        taps = [
+            Tap(f"{queue.name} queue {queue.queue}", wire.verdict(queue) or ACTIONS[action], capture)
+            for queue in wire.queues
+        ]
+        try:
+            threads = QueueThreads(wire.queues, taps, cpus=cpus)
+        except ValueError as error:
+            raise CannotError(f"--cpu: {error}") from None
+        undo.callback(_end, threads)
+        meter = Meter(wire, taps)
+        try:
+            threads.start()
+            report.begin(wire, meter.sample())
+            wire.start()
+            _watch(meter, report, threads, seconds)
+        except KeyboardInterrupt:
+            pass
+        failure = _end(threads)
+        last = meter.sample()
+        wire.stop()
+        costs = without_pool.measure(wire.queues[0]) if failure is None else None
+        summary = Summary(
+            wire.title,
+            wire.reason,
+            action,
+            last,
+            costs,
+            write or "",
+            capture.frames if capture is not None else 0,
+            tuple(directions(wire, last)),
+        )
+        report.end(summary)
+    if failure is not None:
+        raise failure
+    return summary
+
+
+def _watch(meter: Meter, report: Report, threads: QueueThreads, seconds: float | None) -> None:
+    """Report at even intervals until it is time."""
+    start = time.monotonic()
+    end = start + seconds if seconds is not None else float("inf")
+    due = start
+    while (now := time.monotonic()) < end:
+        due += report.interval_s
+        if threads.wait(max(min(due, end) - now, 0.0)):
+            return
+        if time.monotonic() < end or due <= end:
+            report.show(meter.sample())
+
+
+def _end(threads: QueueThreads) -> BaseException | None:
+    """Stop the threads; return what ended them early."""
+    threads.stop()
+    try:
+        threads.join()
+    except BaseException as error:
+        return error
+    return None
+
+
+def _open_capture(path: str) -> CaptureFile:
+    try:
+        return CaptureFile(path)
+    except OSError as error:
+        raise CannotError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
