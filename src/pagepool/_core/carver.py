@@ -138,6 +138,7 @@ class Carver(Tiers):
         page.length = length
         page.live = 1
         page.exports = 0
+        page.readonly = False
         return page
 
     def take_page(self):
@@ -231,6 +232,15 @@ class Carver(Tiers):
         if self.put_sites is not None and id in self.put_sites:
             return f" at {self.put_sites[id][1]}"
         return ""
+
+    def reader(self, page):
+        # Another handle, which owns one more reference of the kind that `page` holds.
+        page._take_reference()
+        other: Page = self.new_page(
+            page.id, KIND_FOREIGN if page.kind >= KIND_FOREIGN else KIND_FRAGMENT, page.offset, page.length
+        )
+        other.readonly = True
+        return other
 
     # -- fragments -----------------------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ cdef class Home:
     cdef int export_ended(self, Page page) except -1
     cdef uint64_t dma_addr_of(self, uint32_t id) except? 0xFFFFFFFFFFFFFFFF
     cdef str where_put(self, uint32_t id)
+    cdef tuple dlpack_device(self)
+    cdef Page reader(self, Page page)
 
 cdef enum:
     KIND_HOLDER = 0          # holds the page for the pool's user
@@ -38,6 +40,7 @@ cdef class Page:
     cdef readonly uint32_t offset         # bytes from the start of the object
     cdef uint32_t length                  # bytes
     cdef uint32_t exports                 # buffers that are out
+    cdef readonly bint readonly           # the CPU must not write through this handle
 
     cdef char *_at(self, Py_ssize_t index) except NULL
     cdef char *_byte(self, object key) except NULL

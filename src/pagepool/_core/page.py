@@ -25,7 +25,9 @@ from cython.cimports.pagepool._core.arena import (
     pp_page_t,
 )
 from cython.cimports.pagepool._core.atomic import pp_cas64, pp_load64
+from cython.cimports.pagepool._core.tensor import export_capsule
 
+from pagepool._core.tensor import array_interface
 from pagepool.errors import DeadPageError
 
 _KINDS = ("lent", "fragment", "foreign reference", "detached")
@@ -46,6 +48,12 @@ class Home:
     def where_put(self, id):
         return ""
 
+    def dlpack_device(self):
+        raise NotImplementedError("a page needs a PagePool")
+
+    def reader(self, page):
+        raise NotImplementedError("a page needs a PagePool")
+
 
 class Page:
     """One lent page (or a fragment of one): a handle and a buffer.
@@ -54,9 +62,10 @@ class Page:
 
     Notes
     -----
-    Buffer protocol: one dimension of unsigned bytes, writable, C-contiguous, page-aligned for a whole page. Each
-    export holds a pool reference: a `put_page` while a view is alive never fails and never loses the view; the page
-    goes home when the last view ends. ``page[i]``, ``page[a:b]`` (a view) and ``len(page)`` need no memoryview.
+    Buffer protocol: one dimension of unsigned bytes, writable unless `readonly`, C-contiguous, page-aligned for a whole
+    page. Each export holds a pool reference: a `put_page` while a view is alive never fails and never loses the view;
+    the page goes home when the last view ends. ``page[i]``, ``page[a:b]`` (a view) and ``len(page)`` need no
+    memoryview. DLPack and the array interface are made from that buffer: a tensor is one more view.
 
     Context: a handle may be passed between threads and put from any of them. Two threads may not write one page
     without their own agreement, as with any memory.
@@ -71,7 +80,7 @@ class Page:
         self._take_reference()
         with cython.critical_section(self):
             self.exports += 1
-        PyBuffer_FillInfo(buffer, self, self._at(0), self.length, False, flags)
+        PyBuffer_FillInfo(buffer, self, self._at(0), self.length, self.readonly, flags)
 
     def __releasebuffer__(self, buffer: cython.pointer[Py_buffer]):
         with cython.critical_section(self):
@@ -139,6 +148,8 @@ class Page:
         at: cython.p_char
         if isinstance(key, int):
             at = self._byte(key)
+            if self.readonly:
+                raise TypeError(f"page {self.id} is read-only through this handle")
             if not 0 <= value <= 255:
                 raise ValueError(f"{value} is no byte")
             at[0] = cython.cast(cython.char, cython.cast(cython.uchar, value))
@@ -147,6 +158,63 @@ class Page:
 
     def __delitem__(self, key):
         raise TypeError("bytes of a page cannot be deleted")
+
+    # -- for array libraries -------------------------------------------------------------------------------------
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        """Export the bytes as a DLPack capsule, ``(length,) uint8``: what ``from_dlpack(page)`` calls.
+
+        Parameters
+        ----------
+        stream : None
+            Host memory has none.
+        max_version : tuple of int, optional
+            The highest version the consumer knows; from ``(1, 0)`` on, the capsule says whether it is read-only.
+        dl_device : tuple of int, optional
+            Where the consumer wants it: the CPU, or where it is.
+        copy : bool, optional
+            ``True``: bytes of its own, and the page is not kept. Else never a copy.
+
+        Returns
+        -------
+        PyCapsule
+            It, or the tensor made of it, holds the page as a memoryview does: until the tensor dies, in any thread.
+
+        Raises
+        ------
+        BufferError
+            Another device, a stream, or a read-only page for a consumer that knows no versions.
+        DeadPageError
+            The page was put.
+
+        Notes
+        -----
+        Context: any thread. Source: https://data-apis.org/array-api/latest/API_specification/generated/array_api.array.__dlpack__.html
+        """
+        return export_capsule(self, home_of(self).dlpack_device(), stream, max_version, dl_device, copy, False)
+
+    def __dlpack_device__(self):
+        """Return DLPack's type and number of the memory's device.
+
+        The CPU, ``(1, 0)``, or what the pool's device says of the memory that it has mapped.
+        """
+        return home_of(self).dlpack_device()
+
+    @property
+    def __array_interface__(self) -> dict:
+        """NumPy's array interface, version 3; its ``data`` holds the page as a memoryview does."""
+        return array_interface(self)
+
+    def toreadonly(self):
+        """Take a second handle on the same bytes, through which nobody can write.
+
+        Returns
+        -------
+        Page
+            It owns a pool reference of its own: put it or let it die, in any order with the other handles. Its buffers,
+            capsules and array interface all say read-only.
+        """
+        return home_of(self).reader(self)
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -214,4 +282,6 @@ class Page:
             return f"<Page {self.id}: dead>"
         state = pg_state(pp_load64(cython.address(home_of(self).pages[self.id].word)))
         kind = _KINDS[self.kind] if state in (PG_LENT, PG_DETACHED) else "lost"
+        if self.readonly:
+            kind += ", read-only"
         return f"<Page {self.id}: {self.length} bytes at vaddr {self.vaddr:#x}, {kind}>"

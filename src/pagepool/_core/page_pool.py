@@ -30,6 +30,7 @@ from cython.cimports.pagepool._core.tiers import LEFT_DETACHED, NO_MAP
 from pagepool._core import registry
 from pagepool._core.params import PPFlag, make_params
 from pagepool._core.ptr_ring import PtrRing
+from pagepool._core.tensor import host_device
 from pagepool.errors import (
     ForeignPageError,
     NotMappedError,
@@ -350,6 +351,9 @@ class PagePool(Bulk):
         at = self.dma_addr(number) + self.dma_offset + offset
         if self.dev.needs_sync:
             self.dev.sync_for_cpu(at, size_bytes, self.dma_dir_obj)
+
+    def dlpack_device(self):
+        return host_device(self.dev)
 
     @property
     def dma_dir(self):

@@ -72,6 +72,11 @@ class Bounce(DmaLayer):
         """True, whatever the device behind needs."""
         return True
 
+    @property
+    def dlpack_device(self) -> tuple[int, int]:
+        """The CPU: what the device behind has mapped are the buffers."""
+        return 1, 0
+
     def map(self, vaddr: int, size_bytes: int, dma_dir: DmaDir) -> int:
         """Make a buffer for a range, copy the range to it, and map the buffer."""
         if size_bytes <= 0 or not is_memory(vaddr, size_bytes):

@@ -24,6 +24,9 @@ class DmaDevice(Protocol):
     Context: `map` and `unmap` are called from any thread, on the slow path only, with the GIL and with no
     lock of the pool held. The two syncs are called for every page that changes hands, if `needs_sync` says
     so.
+
+    A device whose `map` pins memory for a GPU may say so by one more attribute, ``dlpack_device``: DLPack's type and
+    number, ``(3, 0)`` for CUDA, ``(11, 0)`` for ROCm. Tensors made of its pages name that device, layers pass it on.
     """
 
     @property

@@ -46,6 +46,11 @@ class DmaLayer:
         """Whether the device behind needs syncs; if not, a pool makes none and the layer sees none."""
         return self.inner.needs_sync
 
+    @property
+    def dlpack_device(self) -> tuple[int, int]:
+        """What the device behind says of the memory that it has mapped; without a word, ``(1, 0)``: the CPU's."""
+        return getattr(self.inner, "dlpack_device", (1, 0))
+
     def before(self, call: DmaCall) -> None:
         """Look at a call that is about to be passed on; an exception here keeps it from the device."""
 
