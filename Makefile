@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV ?= .venv
 SECONDS ?= 5
 BIN := $(VENV)/bin
+comma := ,
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SOURCES := $(shell find src -name '*.pxd' -o -name '*.h') $(shell find src/pagepool -path '*/_core/*.py' -o -name '_[a-z]*.py') \
 	CMakeLists.txt pyproject.toml
@@ -15,7 +16,7 @@ demo: build             ## receive for SECONDS into recycled pages and show the 
 	@$(BIN)/pagepool rx --seconds $(SECONDS)
 
 test: build             ## every test that this machine can run; CI=true: what this kind of machine can do must not skip
-	$(BIN)/python -m pytest $(if $(filter true,$(CI)),--require=$$($(BIN)/python tests/required.py)) $(ARGS)
+	$(BIN)/python -m pytest $(if $(filter true,$(CI)),--require=$$($(BIN)/python tests/required.py)$(addprefix $(comma),$(REQUIRE))) $(ARGS)
 
 lint: build $(VENV)/.lint   ## style, format and types
 	$(BIN)/ruff check .

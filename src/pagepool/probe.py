@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 AF_XDP = 44
@@ -173,6 +174,14 @@ def vfio() -> Answer:
     return Answer(bool(groups), f"groups {', '.join(groups)}" if groups else "no device is bound to vfio-pci")
 
 
+def torch() -> Answer:
+    """Whether torch is installed; it is not imported, which takes seconds."""
+    try:
+        return Answer(True, f"torch {metadata.version('torch')}")
+    except metadata.PackageNotFoundError:
+        return Answer(False, "torch is not installed: pip install torch")
+
+
 PROBES: dict[str, Callable[[], Answer]] = {
     "compiled_core": compiled_core,
     "free_threading": free_threading,
@@ -184,6 +193,7 @@ PROBES: dict[str, Callable[[], Answer]] = {
     "numa": numa,
     "memlock": memlock,
     "vfio": vfio,
+    "torch": torch,
 }
 
 
