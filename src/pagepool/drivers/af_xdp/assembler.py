@@ -148,11 +148,19 @@ class Assembler:
         self._emit(0x95)
 
     def code(self) -> bytes:
-        """Return the program, 8 bytes per instruction, with every label resolved."""
+        """Return the program, 8 bytes per instruction, with every label resolved.
+
+        Raises
+        ------
+        OverflowError
+            A jump is farther than its 16 bits.
+        """
         out = bytearray()
         for index, (opcode, dst, src, offset, imm) in enumerate(self._slots):
             if isinstance(offset, str):
                 offset = self._labels[offset] - index - 1
+                if not -0x8000 <= offset < 0x8000:
+                    raise OverflowError(f"a jump over {offset} instructions")
             out += struct.pack("=BBhi", opcode, dst | src << 4, offset, imm)
         return bytes(out)
 

@@ -22,7 +22,7 @@ __all__ = ["XdpLink", "XdpMode", "XdpProgram"]
 
 XdpMode = Literal["native", "generic"]
 
-_PROG_LOAD, _PROG_TEST_RUN, _LINK_CREATE = 5, 10, 28
+_PROG_LOAD, _PROG_TEST_RUN, _LINK_CREATE, _LINK_UPDATE = 5, 10, 28, 29
 _PROG_TYPE_XDP, _ATTACH_XDP = 6, 37
 _F_XDP_HAS_FRAGS = 1 << 5
 _F_TEST_XDP_LIVE_FRAMES = 1 << 1
@@ -182,3 +182,9 @@ class XdpLink(BpfObject):
         super().__init__(bpf(_LINK_CREATE, attr, f"attach XDP program ({mode})", obj, _ATTACH_HINTS)[0])
         self.ifindex = ifindex
         self.mode: XdpMode = mode
+        self.obj = obj
+
+    def replace(self, program: XdpProgram) -> None:
+        """Attach another program in place of the present one; no frame goes by without either."""
+        attr = struct.pack("=IIII", self._fd, program.fileno(), 0, 0)
+        bpf(_LINK_UPDATE, attr, f"replace XDP program ({self.mode})", self.obj, _ATTACH_HINTS)

@@ -58,8 +58,8 @@ class AfXdpQueue(RxQueue):
         ``limit``, ``nid``, ``track`` and so on of the pool; device, direction and memory are the queue's. Its
         ``pool_size`` is by default enough for all pages.
     filter : str
-        Which frames to take, see `pagepool.drivers.af_xdp.filter`; all others go to the kernel's stack.
-        Shared by all queues of the interface.
+        Which frames of this queue to take, see `pagepool.drivers.af_xdp.filter.grammar`; all others go to the
+        kernel's stack. Other queues of the interface may have other filters.
     mode : {"auto", "native", "generic"}
         Where the XDP program is attached; ``auto`` is native where the driver can.
     zerocopy : bool, optional

@@ -84,8 +84,8 @@ class QueueParts:
                 undo.callback(self.promiscuous.close)
             # The program first: some drivers set their queues up anew for it, and a map without sockets
             # passes.
-            self.steering: Steering = open_steering(ifname, ifindex, filter, mode)
-            undo.callback(close_steering, self.steering)
+            self.steering: Steering = open_steering(ifname, ifindex, queue, filter, mode)
+            undo.callback(close_steering, self.steering, queue, filter)
             self.socket = XdpSocket(obj)
             undo.callback(self.socket.close)
             self.area: UmemArea = other.area.get() if other else UmemArea(self.socket, 4096 * frames, memory)

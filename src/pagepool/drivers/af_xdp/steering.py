@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The attached steering program of one interface, shared by all queues of this process on it.
 
-An interface has room for one XDP program, but a process may open several of its queues: they share the
-program and its map, and the last to close detaches it. So all queues of an interface have one filter and one
-mode. Detaching needs no clean-up code to run: the link goes with the process.
+An interface has room for one XDP program, but a process may open several of its queues: they share the program and its
+map, and the last to close detaches it. Each queue may have a filter of its own; the program is made anew when one comes
+that it does not know, and replaces the old one while frames go on. All queues have one mode. Detaching needs no
+clean-up code to run: the link goes with the process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import socket
 import struct
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from fcntl import ioctl
 from typing import Literal
@@ -59,15 +61,40 @@ class Steering:
     """
 
     def __init__(self, ifname: str, ifindex: int, filter: str, mode: WantedMode) -> None:
-        self.ifname, self.ifindex, self.filter = ifname, ifindex, filter
+        self.ifname, self.ifindex = ifname, ifindex
         self.fallback_reason: DeviceError | None = None
-        self.users = 0
+        self._members: list[tuple[int, str]] = []  # (queue, filter) of each user
+        self._default, self._others = filter, dict[int, str]()  # what the attached program knows
         self._xsks = XskMap(_NR_QUEUES)
         self._counters = PerCpuArrayMap(_NR_COUNTERS)
         self._frags = _mtu(ifname) > _FRAGS_MTU
         self._program, self._link = self._attach(mode)
         self.mode: XdpMode = self._link.mode
         self._pass_program: XdpProgram | None = None
+
+    def join(self, queue: int, filter: str) -> None:
+        """Take part with a queue; the program knows its filter afterwards.
+
+        Raises
+        ------
+        DeviceError
+            EBUSY: the queue is open with another filter.
+        FilterError
+            With those of the other queues it becomes too big.
+        """
+        for known, its in self._members:
+            if known == queue and its != filter:
+                hint = f"this process has it open with filter {its!r}, and it can be open once"
+                raise DeviceError(errno.EBUSY, "open AF_XDP", f"{self.ifname} queue {queue}", hint)
+        wanted = {**dict(self._members), queue: filter}
+        if any(self._others.get(number, self._default) != text for number, text in wanted.items()):
+            self._refilter(wanted)
+        self._members.append((queue, filter))
+
+    def leave(self, queue: int, filter: str) -> bool:
+        """Undo a `join`; return whether nobody is left."""
+        self._members.remove((queue, filter))
+        return not self._members
 
     def insert(self, queue: int, socket_fd: int) -> None:
         """Send the frames of `queue` that match to the socket from now on."""
@@ -117,9 +144,24 @@ class Steering:
             self.fallback_reason = error
             return self._attach_as("generic")
 
+    def _refilter(self, wanted: dict[int, str]) -> None:
+        default = Counter(wanted.values()).most_common(1)[0][0]
+        others = {queue: text for queue, text in wanted.items() if text != default}
+        program = self._load(self.mode, default, others)
+        try:
+            self._link.replace(program)
+        except BaseException:
+            program.close()
+            raise
+        self._program.close()
+        self._program, self._default, self._others = program, default, others
+
+    def _load(self, mode: XdpMode, default: str, others: dict[int, str]) -> XdpProgram:
+        code = steering_code(self._xsks, self._counters, default, others, generic=mode == "generic")
+        return XdpProgram(code, "pp_steering", frags=self._frags)
+
     def _attach_as(self, mode: XdpMode) -> tuple[XdpProgram, XdpLink]:
-        code = steering_code(self._xsks, self._counters, self.filter, generic=mode == "generic")
-        program = XdpProgram(code, "pp_steering", frags=self._frags)
+        program = self._load(mode, self._default, {})
         try:
             return program, XdpLink(program, self.ifindex, mode, obj=self.ifname)
         except BaseException:
@@ -131,7 +173,7 @@ _lock = threading.Lock()
 _open: dict[tuple[int, int, int], Steering] = {}  # (namespace device, inode, ifindex)
 
 
-def open_steering(ifname: str, ifindex: int, filter: str = "all", mode: WantedMode = "auto") -> Steering:
+def open_steering(ifname: str, ifindex: int, queue: int, filter: str = "all", mode: WantedMode = "auto") -> Steering:
     """Attach the steering program, or take part in the one that this process has attached already.
 
     Raises
@@ -139,7 +181,7 @@ def open_steering(ifname: str, ifindex: int, filter: str = "all", mode: WantedMo
     FilterError
         The filter does not parse.
     ValueError
-        Another queue of the interface is open with another filter or mode.
+        Another queue of the interface is open in another mode.
     DeviceError
         Somebody else's program is attached (EBUSY, EEXIST), no permission, and so on.
 
@@ -153,20 +195,18 @@ def open_steering(ifname: str, ifindex: int, filter: str = "all", mode: WantedMo
     with _lock:
         steering = _open.get(key)
         if steering is None:
-            steering = _open[key] = Steering(ifname, ifindex, filter, mode)
-        elif steering.filter != filter:
-            raise ValueError(f"{ifname} has a queue open with filter {steering.filter!r}; all its queues share one")
+            steering = Steering(ifname, ifindex, filter, mode)
         elif mode not in ("auto", steering.mode):
             raise ValueError(f"{ifname} has a queue open in {steering.mode} mode; {mode} is not possible beside it")
-        steering.users += 1
+        steering.join(queue, filter)
+        _open[key] = steering
         return steering
 
 
-def close_steering(steering: Steering) -> None:
+def close_steering(steering: Steering, queue: int, filter: str) -> None:
     """Give a part in the steering program back; the last one detaches it."""
     with _lock:
-        steering.users -= 1
-        if steering.users > 0:
+        if not steering.leave(queue, filter):
             return
         for key in [key for key, known in _open.items() if known is steering]:
             del _open[key]

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""The steering program: frames that match the filter go to the queue's socket, all others to the stack.
+"""The steering program: frames that match the queue's filter go to its socket, all others to the stack.
 
-It joins what `pagepool.drivers.af_xdp.filter.code` emits for the filter to the map of sockets and to the counters. A
-queue without a socket, and a frame that does not match, is ``XDP_PASS``.
+It joins what `pagepool.drivers.af_xdp.filter.code` emits for the filters to the map of sockets and to the counters. A
+queue without a socket, and a frame that does not match, is ``XDP_PASS``: the stack gets it as if nothing were here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from pagepool.drivers.af_xdp.assembler import Assembler, Helper, R, Size
 from pagepool.drivers.af_xdp.bpf import PerCpuArrayMap, XskMap
 from pagepool.drivers.af_xdp.filter.code import STACK_BYTES, emit_facts, emit_test
 from pagepool.drivers.af_xdp.filter.grammar import parse_filter
+from pagepool.drivers.af_xdp.filter.tree import FilterError
 
 __all__ = ["COUNTER_PASSED", "COUNTER_REDIRECTED", "live_pass_code", "steering_code"]
 
@@ -23,9 +26,17 @@ _COUNTER_BYPASS: Final = 2  # frames that the queue itself passed and that the g
 _XDP_PASS, _XDP_REDIRECT = 2, 4
 _KEY = -STACK_BYTES - 4
 _MD_RX_QUEUE = 16  # struct xdp_md
+_NO_OTHERS: Final[Mapping[int, str]] = MappingProxyType({})
 
 
-def steering_code(xsks: XskMap, counters: PerCpuArrayMap, filter: str = "all", *, generic: bool = False) -> bytes:
+def steering_code(
+    xsks: XskMap,
+    counters: PerCpuArrayMap,
+    filter: str = "all",
+    others: Mapping[int, str] = _NO_OTHERS,
+    *,
+    generic: bool = False,
+) -> bytes:
     """Assemble the steering program.
 
     Parameters
@@ -35,17 +46,31 @@ def steering_code(xsks: XskMap, counters: PerCpuArrayMap, filter: str = "all", *
     counters : PerCpuArrayMap
         At least 3 words: redirected, passed, and the frames that :func:`live_pass_code` announced.
     filter : str
-        An expression of `pagepool.drivers.af_xdp.filter`.
+        An expression of `pagepool.drivers.af_xdp.filter`, of every queue that is not in `others`.
+    others : mapping of int to str
+        Receive queue index -> filter.
     generic : bool
         The program is for the stack's own hook, which sees a frame again after it was passed by ``pass_``.
+
+    Raises
+    ------
+    FilterError
+        A filter does not parse, or together they are too big.
     """
-    tree = parse_filter(filter)
+    nodes = {text: parse_filter(text) for text in [filter, *others.values()]}
     asm = Assembler()
     asm.alu(R.R6, "=", R.R1)
     if generic:
         _emit_bypass(asm, counters)
-    emit_facts(asm, [tree])
-    emit_test(asm, tree, "match", "pass")
+    emit_facts(asm, list(nodes.values()))
+    if others:
+        asm.load(R.R9, R.R6, _MD_RX_QUEUE, Size.U32)
+    for queue, text in sorted(others.items()):
+        asm.jump_if(R.R9, "==", queue, f"filter {text}")
+    emit_test(asm, nodes[filter], "match", "pass")
+    for text in dict.fromkeys(others.values()):
+        asm.label(f"filter {text}")
+        emit_test(asm, nodes[text], "match", "pass")
     asm.label("match")
     asm.load(R.R2, R.R6, _MD_RX_QUEUE, Size.U32)
     asm.load_map(R.R1, xsks.fileno())
@@ -66,7 +91,10 @@ def steering_code(xsks: XskMap, counters: PerCpuArrayMap, filter: str = "all", *
     asm.label("out")
     asm.alu(R.R0, "=", R.R7)
     asm.exit()
-    return asm.code()
+    try:
+        return asm.code()
+    except OverflowError:
+        raise FilterError(f"{len(nodes)} filters are too big together: {len(asm)} instructions") from None
 
 
 def live_pass_code(counters: PerCpuArrayMap, *, generic: bool = False) -> bytes:
