@@ -111,5 +111,6 @@ import sys
 import pagepool, pagepool._core.loops
 assert not sys._is_gil_enabled(), "importing pagepool turned the GIL on"
 '
-test $# -gt 0 || set -- tests/unit/test_core_*.py tests/unit/test_kernel_examples.py tests/unit/test_queue_threads.py
+test $# -gt 0 || set -- tests/unit/test_core_*.py tests/unit/test_kernel_examples.py tests/unit/test_queue_threads.py \
+    tests/unit/test_bridge.py
 exec "$venv/bin/python" -m pytest -q -p no:cacheprovider --require=free_threading "$@"

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pagepool.drivers.af_xdp import AfXdpQueue
@@ -44,3 +45,14 @@ def settled(queue: AfXdpQueue, timeout: float = 2.0) -> bool:
     while queue.stats().rings.nr_tx_outstanding and time.monotonic() < deadline:
         queue.poll()
     return queue.stats().rings.nr_tx_outstanding == 0
+
+
+@contextmanager
+def two_wires(nr_queues: int = 1) -> Iterator[tuple[VethPair, VethPair]]:
+    """Two veth pairs whose near ends, ``near`` and ``other``, are in one namespace; the block is inside it."""
+    with (
+        VethPair(nr_queues=nr_queues, gro=True) as first,
+        VethPair(nr_queues=nr_queues, gro=True, near_name="other", near_ns=first.near.ns) as second,
+        first.near.ns,
+    ):
+        yield first, second

@@ -69,6 +69,11 @@ class VethPair:
         (modulo ``nr_queues``).
     gro : bool
         Of the near end.
+    near_name : str
+        What the near end is called.
+    near_ns : NetNs, optional
+        Where to put the near end, instead of a namespace of its own; it stays the caller's. So several pairs can have
+        their near ends in one.
 
     Attributes
     ----------
@@ -79,15 +84,24 @@ class VethPair:
     near: VethEnd
     far: VethEnd
 
-    def __init__(self, mtu: int = 1500, nr_queues: int = 1, *, gro: bool = False) -> None:
+    def __init__(
+        self,
+        mtu: int = 1500,
+        nr_queues: int = 1,
+        *,
+        gro: bool = False,
+        near_name: str = "near",
+        near_ns: NetNs | None = None,
+    ) -> None:
         try:
             from pyroute2 import IPRoute
         except ImportError:
             raise DeviceError(errno.ENOPKG, "import", "pyroute2", "pip install pagepool[netns]") from None
         self._iproute = IPRoute
+        self._near_name = near_name
         with ExitStack() as undo:
-            spaces = []
-            for _ in range(2):
+            spaces = [] if near_ns is None else [near_ns]
+            while len(spaces) < 2:
                 ns = NetNs()
                 undo.callback(ns.close)
                 _disable_ipv6(ns)
@@ -95,7 +109,7 @@ class VethPair:
             near_ns, far_ns = spaces
             undo.callback(self._delete, near_ns)
             self._create(near_ns, far_ns, mtu, nr_queues)
-            self.near = self._describe(near_ns, "near", "10.213.0.1")
+            self.near = self._describe(near_ns, near_name, "10.213.0.1")
             self.far = self._describe(far_ns, "far", "10.213.0.2")
             self._configure(self.near, self.far)
             self._configure(self.far, self.near)
@@ -107,7 +121,7 @@ class VethPair:
         queues = {"num_rx_queues": nr_queues, "num_tx_queues": nr_queues}
         peer = {"ifname": "far", "net_ns_fd": far_ns.fileno(), "mtu": mtu, **queues}
         with near_ns, self._iproute() as route:
-            route.link("add", ifname="near", kind="veth", mtu=mtu, peer=peer, **queues)
+            route.link("add", ifname=self._near_name, kind="veth", mtu=mtu, peer=peer, **queues)
 
     def _describe(self, ns: NetNs, ifname: str, ipv4: str) -> VethEnd:
         with ns, self._iproute() as route:
@@ -127,7 +141,7 @@ class VethPair:
 
     def _delete(self, ns: NetNs) -> None:
         with ns, self._iproute() as route:
-            for link in route.get_links(ifname="near"):
+            for link in route.get_links(ifname=self._near_name):
                 route.link("del", index=link["index"])
 
     def close(self) -> None:
