@@ -12,23 +12,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import COMMAND, assert_refused, rx, started, summary_of, xdp_program
 from pyroute2 import IPRoute
 
 from pagepool.drivers.af_xdp import AfXdpQueue
 from pagepool.drivers.capture import read_capture
 from pagepool.testing.frames import udp_frame
 from pagepool.testing.generator import LiveGenerator
-from pagepool.testing.veth import VethEnd, VethPair
+from pagepool.testing.veth import VethPair
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns, pytest.mark.needs_af_xdp]
 
-COMMAND = [sys.executable, "-W", "error", "-m", "pagepool.cli", "rx"]
 # uid 0 with an empty bounding set: a root that may nothing, and can still read the interpreter.
 POWERLESS = """
 import ctypes, os, sys
@@ -43,55 +41,11 @@ def frame_to_near(veth: VethPair, port: int = 4001) -> bytes:
     return udp_frame(src=far.mac, dst=near.mac, src_ip=far.ipv4, dst_ip=near.ipv4, dst_port=port, length=60)
 
 
-def xdp_program(end: VethEnd) -> int:
-    """Return the id of the program on an interface, 0 for none."""
-    with end.ns, IPRoute() as route:
-        (link,) = route.get_links(index=end.ifindex)
-        found = link.get_attr("IFLA_XDP")
-        return int(found.get_attr("IFLA_XDP_PROG_ID") or 0) if found is not None else 0
-
-
-@contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the command until its queue is open."""
-    command = [*COMMAND, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            yield process
-        finally:
-            process.kill()
-
-
-def rx(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=30, check=False)
-
-
 def summary_while(send: LiveGenerator, count: int, *arguments: str) -> dict[str, Any]:
     """Receive while `send` sends `count` frames; return the summary."""
     with started("near", "--json", *arguments) as process:
         send.send(count)
         return summary_of(process)
-
-
-def summary_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Let the last frames arrive, then end a JSON receive and return its summary."""
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (0, "")
-    summary: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return summary
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("pagepool: ")
-    assert done.stderr.count("\n") == 1
-    for word in words:
-        assert word in done.stderr
 
 
 def test_every_frame_is_received_counted_and_recycled(veth: VethPair) -> None:

@@ -9,12 +9,15 @@ import pty
 import re
 import subprocess
 import sys
+from collections import deque
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from pagepool import PagePool
 from pagepool.cli import units
+from pagepool.cli.forwarding import Forwarding
 from pagepool.cli.live import LiveReport
 from pagepool.cli.meter import Meter, QueueSample, Sample, rates
 from pagepool.cli.tap import ACTIONS, Tap
@@ -48,6 +51,34 @@ def test_screen_fits_a_terminal(width: int, queues: int) -> None:
     text = "\n".join(lines)
     for word in ("Mpps", "bit/s", "cached", "ringed", "at the device", "fast", "refill", "slow", "map", "recycled"):
         assert word in text
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_screen_of_a_forwarding_shows_both_ways_and_fits(queues: int) -> None:
+    console = Console(width=80, height=24, force_terminal=True, color_system=None, record=True, file=io.StringIO())
+    report = LiveReport(console, 10)
+    wire = Forwarding("eth0", "eth1", WireOptions())
+
+    def at(at_s: float, forwarded: int) -> Sample:
+        plain = sample(at_s, forwarded, 2 * queues)
+        named = [
+            replace(queue, name=f"eth{n // queues}", forwarded=forwarded * (1 + n // queues), refused=7, copied=0)
+            for n, queue in enumerate(plain.queues)
+        ]
+        return replace(plain, queues=tuple(named))
+
+    report._wire, report._recent = wire, deque([at(0, 0)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Forwarding, "title", "eth0 and eth1")
+        console.print(report.screen(at(1, 1_000_000), rates(at(0, 0), at(1, 1_000_000))))
+    lines = console.export_text().splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) < 80
+    text = "\n".join(lines)
+    assert f"eth0 → eth1{units.per_second(1e6 * queues):>11}" in text
+    assert f"eth1 → eth0{units.per_second(2e6 * queues):>11}" in text
+    assert f"{7 * queues} refused" in text
+    assert "0 copied" in text
 
 
 def test_terminal_is_left_as_it_was() -> None:

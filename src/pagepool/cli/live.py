@@ -164,7 +164,7 @@ def _spark(history: deque[float], width: int) -> str:
 
 def _where(now: Sample, width: int) -> Iterator[Text]:
     """Where the pages are: a bar for each place, all to one scale."""
-    at_device = now.total("at_device")
+    at_device = min(now.total("at_device"), now.total("lent"))  # one may have been read a batch later
     places = (
         ("at the device", at_device, "blue"),
         ("lent to you", now.total("lent") - at_device, "yellow"),

@@ -30,7 +30,7 @@ class QueueSample:
     lost : int
         Frames that arrived while the device had no free page, or no room in its ring.
     at_device : int
-        Pages that the device has, of those that are lent.
+        Pages that the device has, also those of other queues' pools that are sent here.
     pool_id : int
     pool : PoolStats
     forwarded, refused : int
@@ -204,7 +204,7 @@ class Meter:
             frames=tap.frames,
             size_bytes=tap.size_bytes,
             lost=lost,
-            at_device=min(at_device, pool.lent),
+            at_device=at_device,
             pool_id=queue.pool.id,
             pool=pool,
             forwarded=xdp.tx + xdp.redirect - refused,
