@@ -9,6 +9,7 @@ import sys
 from .rig.boots import BOOTS
 from .rig.discovery import discover
 from .rig.session import Rig
+from .rig.side_by_side import SideBySide, free_places
 from .rig.unavailable import Unavailable
 
 
@@ -18,32 +19,46 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
     parser.add_argument("boots", nargs="*", metavar="BOOT", help=f"of {', '.join(names)}; all without one")
     parser.add_argument("--suite", action="append", help="run this suite alone; may be given more than once")
+    parser.add_argument("--places", type=int, default=free_places(), help="machines at once; default %(default)s here")
     arguments = parser.parse_args()
     if unknown := set(arguments.boots) - set(names):
         parser.error(f"no boot {', '.join(sorted(unknown))}")
     tests = [test for test in discover(names) if not arguments.suite or test.suite in arguments.suite]
-    bad, reports = 0, []
+    wanted = [(boot, [test for test in tests if test.boot == boot.name]) for boot in BOOTS]
+    wanted = [(boot, tests) for boot, tests in wanted if tests and boot.name in (arguments.boots or names)]
+    boots = SideBySide(wanted, arguments.places, _show if len(wanted) == 1 else _show_with_name)
+    bad = 0
     try:
-        rig = Rig()
-        for boot in BOOTS:
-            wanted = [test for test in tests if test.boot == boot.name]
-            if (arguments.boots and boot.name not in arguments.boots) or not wanted:
-                continue
-            report = rig.run(boot, wanted, _show)
-            reports.append(report)
-            bad += sum(report.results.outcome(t.suite, t.name, report.ended).verdict == "FAIL" for t in wanted)
-            if not report.results.done:
-                print(report.last_words)
+        with Rig() as rig:
+            try:
+                boots.start(rig)
+                for boot, tests in wanted:
+                    run = boots.runs[boot.name]
+                    run.wait()
+                    if isinstance(run.failure, Unavailable):
+                        raise run.failure
+                    bad += sum(run.results.outcome(t.suite, t.name, run.ended).verdict == "FAIL" for t in tests)
+                    if not run.results.done:
+                        print(run.last_words)
+            finally:
+                boots.close()
     except Unavailable as reason:
         print(f"cannot run: {reason}", file=sys.stderr)
         return 77
-    print(*(report.summary() for report in reports), f"{bad} failed", sep="\n")
+    except KeyboardInterrupt:
+        return 130
+    print(*(run.summary() for run in boots.runs.values()), f"{bad} failed", sep="\n")
     return 1 if bad else 0
 
 
-def _show(line: str) -> None:
+def _show(_: str, line: str) -> None:
     if line:
         print(line, flush=True)
+
+
+def _show_with_name(name: str, line: str) -> None:
+    if line:
+        print(f"{name:12} {line}", flush=True)
 
 
 if __name__ == "__main__":

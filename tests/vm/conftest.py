@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from .rig.boot_run import BootRun
 from .rig.boots import BOOTS
 from .rig.discovery import GuestTest
-from .rig.session import BootReport, Rig
+from .rig.packages import QEMU
+from .rig.session import Rig
+from .rig.side_by_side import SideBySide, free_places
 from .rig.unavailable import Unavailable
 
-REPORTS = pytest.StashKey[dict[str, BootReport | Exception]]()
+RUNS = pytest.StashKey[dict[str, BootRun]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_vm: runs inside the virtual machine (QEMU, Debian packages)")
-    config.stash[REPORTS] = {}
+    config.stash[RUNS] = {}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,34 +53,58 @@ def vm_is_required(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def report_of(request: pytest.FixtureRequest, vm_is_required: bool) -> Callable[[str], BootReport]:
-    """Boot the configuration of that name, if it has not been, and return what came of it."""
-    reports = request.config.stash[REPORTS]
-    boots = {boot.name: boot for boot in BOOTS}
+def boot_runs(request: pytest.FixtureRequest) -> Iterator[dict[str, BootRun] | Unavailable]:
+    """Start all boots that a selected test wants; none is left when the session ends, whatever ends it."""
     selected = [test for item in request.session.items if (test := guest_test_of(item))]
+    wanted = [(boot, [test for test in selected if test.boot == boot.name]) for boot in BOOTS]
+    boots = SideBySide([(boot, tests) for boot, tests in wanted if tests], free_places())
+    try:
+        rig = Rig()
+    except Unavailable as reason:
+        yield reason
+        return
+    with rig:
+        try:
+            boots.start(rig)
+            request.config.stash[RUNS] = boots.runs
+            yield boots.runs
+        finally:
+            boots.close()
 
-    def report(name: str) -> BootReport:
-        if name not in reports:
-            try:
-                reports[name] = Rig().run(boots[name], [test for test in selected if test.boot == name])
-            except Exception as error:  # kept: every test of this boot ends the same way, without another try
-                reports[name] = error
-        found = reports[name]
-        if isinstance(found, Unavailable):
-            if vm_is_required:
-                pytest.fail(f"no virtual machine: {found}", pytrace=False)
-            pytest.skip(f"no virtual machine: {found}")
-        if isinstance(found, Exception):
-            raise found
-        return found
 
-    return report
+@pytest.fixture(scope="session")
+def qemu_tree(vm_is_required: bool) -> Path:
+    """QEMU, unpacked; skips where it cannot be had."""
+    try:
+        with Rig() as rig:
+            return rig.packages.tree(QEMU)
+    except Unavailable as reason:
+        return _end(reason, vm_is_required)
+
+
+@pytest.fixture(scope="session")
+def run_of(boot_runs: dict[str, BootRun] | Unavailable, vm_is_required: bool) -> Callable[[str], BootRun]:
+    """Return the boot of a name; skips, or fails if a machine is required, where it cannot be had."""
+
+    def run(name: str) -> BootRun:
+        reason = boot_runs if isinstance(boot_runs, Unavailable) else boot_runs[name].failure
+        if isinstance(reason, Unavailable):
+            _end(reason, vm_is_required)
+        assert not isinstance(boot_runs, Unavailable)
+        return boot_runs[name]
+
+    return run
+
+
+def _end(reason: Unavailable, vm_is_required: bool) -> NoReturn:
+    if vm_is_required:
+        pytest.fail(f"no virtual machine: {reason}", pytrace=False)
+    pytest.skip(f"no virtual machine: {reason}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was booted and how long it took, and what the kernel said last if it died."""
-    for report in terminalreporter.config.stash[REPORTS].values():
-        if isinstance(report, BootReport):
-            terminalreporter.write_line(report.summary())
-            if not report.results.done:
-                terminalreporter.write_line(report.last_words)
+    for run in terminalreporter.config.stash[RUNS].values():
+        terminalreporter.write_line(run.summary())
+        if run.last_words and not run.results.done:
+            terminalreporter.write_line(run.last_words)

@@ -16,6 +16,8 @@ from .devices import DEVICES, NICS, NUMA_BUSES, SHARED_MEMORY_BYTES, Device
 
 NODE_MEMORY_MIB = 512
 IOMMU_SLOT, BRIDGE_SLOT = 3, 0x10
+# No display, no console of its own, no second life after a panic, and none after ours, however that ends.
+LIFE = ("-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot", "-run-with", "exit-with-parent=on")
 IOMMUS = {
     "intel": "intel-iommu,intremap=on",  # without interrupt remapping VFIO refuses the IOMMU
     "virtio": f"virtio-iommu-pci,bus=pcie.0,addr={IOMMU_SLOT}",
@@ -67,8 +69,7 @@ def command_line(tree: Path, boot: Boot, files: Files, port_fds: dict[str, int])
         *hosttools.command(tree, "qemu-system-x86_64"),
         *(word for folder in firmware for word in ("-L", str(folder))),
         *("-machine", "q35,kernel-irqchip=off", "-accel", "tcg,thread=multi", "-cpu", "max"),
-        *("-nodefaults", "-no-reboot"),
-        *("-display", "none", "-monitor", "none"),
+        *LIFE,
         *(
             "-serial",
             f"file:{files.console}",

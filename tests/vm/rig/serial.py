@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+INTERRUPTED = "interrupted"
+
 
 class Machine:
     """A QEMU process whose standard output and input are the guest's results line.
@@ -26,7 +28,7 @@ class Machine:
     limit_seconds : float
         The machine is ended after so long.
 
-    Context: one thread iterates over `lines`; any thread may call `answer`.
+    Context: one thread iterates over `lines` and calls `stop`; any thread may call `answer` and `kill`.
     """
 
     def __init__(self, command: list[str], inherited: list[int], log: Path, limit_seconds: float) -> None:
@@ -35,6 +37,7 @@ class Machine:
         self._limit_seconds = limit_seconds
         self._started = time.monotonic()
         self._writing = threading.Lock()
+        self._stopped = False
         with log.open("wb") as messages:
             self._process = subprocess.Popen(
                 command,
@@ -43,6 +46,11 @@ class Machine:
                 stderr=messages,
                 pass_fds=inherited,
             )
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
 
     def lines(self) -> Iterator[str]:
         """Yield each line of the guest as it comes; after the last, `ended` says how the machine ended."""
@@ -72,16 +80,24 @@ class Machine:
             except (BrokenPipeError, ValueError):
                 pass  # the machine is gone; nobody waits for the answer
 
+    def kill(self) -> None:
+        """End the machine if it still runs; `lines` then ends."""
+        if self._process.poll() is None:
+            self.ended = self.ended or INTERRUPTED
+            self._process.kill()
+
     def stop(self) -> None:
-        """End the machine if it still runs; calling it again does nothing."""
-        if self._process.returncode is not None:
+        """Wait for the machine's end, and forbid it to be late; calling it again does nothing."""
+        if self._stopped:
             return
+        self._stopped = True
         if self.ended:
             self._process.kill()
         status = self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        with self._writing:
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
         if not self.ended and status:
             self.ended = f"QEMU exited with status {status}: {self._log.read_text(errors='replace').strip()[-500:]}"
         self.ended = self.ended or "powered off"

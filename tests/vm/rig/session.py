@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One boot from end to end: packages, image, QEMU, results."""
+"""One boot from end to end: packages, image, QEMU, results; see `side_by_side` for several."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..guest.support.plan import DevicePlan, Plan
 from . import image, qemu
+from .boot_run import BootRun
 from .boots import MODULES, Boot
 from .devices import DEVICES, DISK_BYTES, NICS, SHARED_MEMORY_BYTES
 from .discovery import GuestTest, modules_of
@@ -22,7 +23,6 @@ from .hostcalls import HostCalls
 from .kernel import Kernel
 from .modules import ModuleBuilder
 from .packages import GUEST_LIBC, PYTHONS, QEMU, PackageCache, default_cache
-from .results import Results
 from .serial import Machine
 from .unavailable import Unavailable
 from .wheel import Builder, find_builder, installed_pagepool
@@ -31,34 +31,12 @@ LAST_WORDS_LINES = 25
 
 
 @dataclass(frozen=True)
-class BootReport:
-    """What came of one boot.
-
-    Parameters
-    ----------
-    results : Results
-        One outcome for each test that ended.
-    ended : str
-        How the machine ended.
-    last_words : str
-        Last of the kernel's messages, from the panic on if there was one.
-    seconds : float
-        From the start of QEMU to its end.
-    """
+class Prepared:
+    """What one machine is started from."""
 
     boot: Boot
-    results: Results
-    ended: str
-    last_words: str
-    seconds: float
-
-    def summary(self) -> str:
-        """Return one line about the boot."""
-        facts, name = self.results.boot, self.boot.name
-        if not facts:
-            return f"{name}: the guest said nothing in {self.seconds:.1f} s ({self.ended})"
-        up = f"Linux {facts['kernel']}, Python {facts['python']} up at {facts['seconds']} s"
-        return f"{name}: {up}, {len(self.results.outcomes)} results, {self.seconds:.1f} s ({self.ended})"
+    tools: Path
+    files: qemu.Files
 
 
 class Rig:
@@ -74,30 +52,30 @@ class Rig:
     Raises
     ------
     Unavailable
-        From `run`, and from the constructor: this machine cannot run the rig.
+        From `prepare`, and from the constructor: this machine cannot run the rig.
+
+    Context: in a ``with`` block, which has the cache to itself; one thread calls `prepare`, any calls `boot`.
     """
 
     def __init__(self, cache: Path | None = None, limit_seconds: float | None = None) -> None:
         self.folder = (cache or default_cache()).resolve()
-        self.packages = PackageCache(self.folder, refresh=os.environ.get("PAGEPOOL_VM_REFRESH", "") == "1")
-        self.limit_seconds = limit_seconds or float(os.environ.get("PAGEPOOL_VM_SECONDS", "300"))
+        self.limit_seconds = limit_seconds or float(os.environ.get("PAGEPOOL_VM_SECONDS", "600"))
         self.builder: Builder = find_builder()
 
-    def run(self, boot: Boot, tests: list[GuestTest], echo: Callable[[str], None] = lambda line: None) -> BootReport:
-        """Boot the machine, run ``tests`` in it, and return what it said.
+    def __enter__(self) -> Rig:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # another run with this cache goes first
+        self.packages = PackageCache(self.folder, refresh=os.environ.get("PAGEPOOL_VM_REFRESH", "") == "1")
+        return self
 
-        Parameters
-        ----------
-        echo : callable
-            Gets every line of the guest as it comes.
-        """
+    def __exit__(self, *exc: object) -> None:
+        self._lock.close()
+
+    def prepare(self, boot: Boot, tests: list[GuestTest]) -> Prepared:
+        """Make the files of a machine that will run ``tests``."""
         run_folder = self.folder / "runs" / boot.name
         run_folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another run with this cache goes first
-            return self._run(boot, tests, run_folder, echo)
-
-    def _run(self, boot: Boot, tests: list[GuestTest], run_folder: Path, echo: Callable[[str], None]) -> BootReport:
         tools = self.packages.tree(QEMU)
         kernel = Kernel(self.packages.tree(boot.kernel), tools)
         pagepool = installed_pagepool(self.folder, self.builder)
@@ -108,11 +86,7 @@ class Rig:
         rest = image.payload(run_folder, kernel.modules(MODULES), built, pagepool, plan, self.builder)
         initrd = image.concatenate([base, rest], run_folder / "initrd.cpio")
         shared = Path(f"/dev/shm/pagepool-vm-{secrets.token_hex(6)}")
-        files = qemu.Files(run_folder, kernel.vmlinux(self.folder), initrd, shared)
-        try:
-            return self._boot(tools, boot, files, echo)
-        finally:
-            shared.unlink(missing_ok=True)
+        return Prepared(boot, tools, qemu.Files(run_folder, kernel.vmlinux(self.folder), initrd, shared))
 
     def _build(
         self, boot: Boot, kernel: Kernel, tests: list[GuestTest]
@@ -127,7 +101,20 @@ class Rig:
                 missing[name] = str(reason)
         return built, missing
 
-    def _boot(self, tools: Path, boot: Boot, files: qemu.Files, echo: Callable[[str], None]) -> BootReport:
+    def boot(self, prepared: Prepared, run: BootRun, echo: Callable[[str], None] = lambda line: None) -> None:
+        """Start the machine, feed what it says to ``run``, and return when it has ended.
+
+        Parameters
+        ----------
+        echo : callable
+            Gets every line of the guest as it comes.
+        """
+        try:
+            self._boot(prepared.tools, prepared.files, run, echo)
+        finally:
+            prepared.files.shared.unlink(missing_ok=True)
+
+    def _boot(self, tools: Path, files: qemu.Files, run: BootRun, echo: Callable[[str], None]) -> None:
         for path in (files.console, files.trace):
             path.unlink(missing_ok=True)
         for path, size_bytes in ((files.disk, DISK_BYTES), (files.shared, SHARED_MEMORY_BYTES)):
@@ -135,29 +122,29 @@ class Rig:
                 file.truncate(size_bytes)
         ports = {nic.name: FramePort(nic.mac) for nic in NICS}
         fds = {name: port.fileno_for_qemu() for name, port in ports.items()}
-        calls = HostCalls(ports, files.trace, boot.fault_event, files.shared)
-        results = Results()
+        calls = HostCalls(ports, files.trace, run.boot.fault_event, files.shared)
         started = time.monotonic()
-        command = qemu.command_line(tools, boot, files, fds)
+        command = qemu.command_line(tools, run.boot, files, fds)
         machine = Machine(command, list(fds.values()), files.log, self.limit_seconds)
         try:
+            run.machine_started(machine.kill)
             for port in ports.values():
                 port.close_qemus_end()
             for line in machine.lines():
                 if line.startswith("HOST "):
                     calls.answer(line.removeprefix("HOST "), machine.answer)
                 else:
-                    results.feed(line)
+                    run.feed(line)
                     echo(line)
         finally:
-            machine.ended = machine.ended or "interrupted"
+            machine.kill()  # has ended by itself, but after an error of ours
             machine.stop()
             for port in ports.values():
                 port.close()
         console = files.console.read_text(errors="replace") if files.console.exists() else ""
-        went_down = machine.ended == "powered off" and not results.done
+        went_down = machine.ended == "powered off" and not run.results.done
         ended = "went down before the suites were done" if went_down else machine.ended
-        return BootReport(boot, results, ended, _last_words(console), time.monotonic() - started)
+        run.finish(ended, last_words=_last_words(console), seconds=time.monotonic() - started)
 
     def _plan(
         self, boot: Boot, kernel: Kernel, tests: list[GuestTest], pagepool: bool, missing_modules: dict[str, str]

@@ -86,12 +86,21 @@ def _build(cache: Path, builder: Builder) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     ready = builder.run("-c", f"import {BUILD_MODULES}").returncode == 0
     isolation = ["--no-build-isolation"] if ready else []
-    checkout = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:8]  # cmake ties a build folder to its sources
-    build = "-Cbuild-dir={}/cmake-cp{}{}-{}".format(cache, *builder.version, checkout)
+    build = f"-Cbuild-dir={_build_folder(cache, builder)}"
     done = builder.run("-m", "pip", "wheel", "--no-deps", *isolation, build, "--wheel-dir", str(folder), str(CHECKOUT))
     if done.returncode:
         raise RuntimeError(f"pagepool's wheel for the guest cannot be built:\n{(done.stdout + done.stderr)[-4000:]}")
     return next(folder.glob("*.whl"))
+
+
+def _build_folder(cache: Path, builder: Builder) -> Path:
+    """Return the folder to compile in: that of ``make build`` if it is this interpreter's, since all is done there."""
+    made = CHECKOUT / "build" / "editable"
+    settings = made / "CMakeCache.txt"
+    if settings.is_file() and f"\nPython_EXECUTABLE:PATH={builder.executable}\n" in settings.read_text():
+        return made
+    checkout = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:8]  # cmake ties a build folder to its sources
+    return cache / "cmake-cp{}{}-{}".format(*builder.version, checkout)
 
 
 def _unpacked(wheel: Path, target: Path) -> Path:
