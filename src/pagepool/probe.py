@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import socket
@@ -25,6 +26,7 @@ AF_XDP = 44
 _BPF_MAP_CREATE = 0
 _BPF_MAP_TYPE_XSKMAP = 17
 _CLONE_NEWNET = 0x40000000
+_IOMMU_IOAS_ALLOC = (ord(";") << 8) + 0x81
 _SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 
 
@@ -171,7 +173,35 @@ def vfio() -> Answer:
         groups = [name for name in os.listdir("/dev/vfio") if name.isdigit()]
     except OSError:
         return Answer(False, "no /dev/vfio: no IOMMU, or vfio-pci is not loaded")
-    return Answer(bool(groups), f"groups {', '.join(groups)}" if groups else "no device is bound to vfio-pci")
+    found = [f"groups {', '.join(groups)}"] if groups else []
+    found += [f"devices {', '.join(_vfio_cdevs())}"] if _vfio_cdevs() else []
+    return Answer(bool(found), "; ".join(found) or "no device is bound to vfio-pci")
+
+
+def iommufd() -> Answer:
+    """Whether I/O address spaces can be made, and VFIO's devices opened for them."""
+    hints = {
+        errno.ENOENT: "no /dev/iommu: the kernel was built without CONFIG_IOMMUFD, or modprobe iommufd",
+        errno.EACCES: "/dev/iommu is not this user's: chown it, or run as root",
+    }
+    try:
+        fd = os.open("/dev/iommu", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _IOMMU_IOAS_ALLOC, struct.pack("=III", 12, 0, 0))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return _why(error, hints)
+    cdevs = _vfio_cdevs()
+    needs = "no device is bound to vfio-pci, or the kernel was built without CONFIG_VFIO_DEVICE_CDEV"
+    return Answer(bool(cdevs), f"devices {', '.join(cdevs)}" if cdevs else needs)
+
+
+def _vfio_cdevs() -> list[str]:
+    try:
+        return sorted(os.listdir("/dev/vfio/devices"))
+    except OSError:
+        return []
 
 
 def torch() -> Answer:
@@ -193,6 +223,7 @@ PROBES: dict[str, Callable[[], Answer]] = {
     "numa": numa,
     "memlock": memlock,
     "vfio": vfio,
+    "iommufd": iommufd,
     "torch": torch,
 }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +85,13 @@ def test_refused_request_is_a_device_error() -> None:
         ("MAP_DMA", errno.EINVAL, "iova_ranges"),
         ("MAP_DMA", errno.EEXIST, "mapped already"),
         ("IOAS_MAP", errno.ENOMEM, "LimitMEMLOCK"),
+        ("IOAS_MAP", errno.EINVAL, "iova_ranges"),
+        ("DEVICE_BIND_IOMMUFD", errno.EPERM, "iommufd.allow_unsafe_interrupts"),
+        ("DEVICE_BIND_IOMMUFD", errno.EINVAL, "one process"),
+        ("DEVICE_ATTACH_IOMMUFD_PT", errno.EADDRINUSE, "share="),
+        ("open iommufd", errno.ENOENT, "CONFIG_IOMMUFD"),
+        ("open iommufd", errno.EACCES, "chown"),
+        ("find character device of", errno.ENODEV, "CONFIG_VFIO_DEVICE_CDEV"),
         ("SET_IOMMU", errno.EPERM, "allow_unsafe_interrupts"),
         ("open group", errno.ENOENT, "driver_override"),
         ("open group", errno.EBUSY, "one process"),
@@ -165,6 +173,26 @@ def test_registers_are_read_and_written_in_their_width() -> None:
     registers.close()
     with pytest.raises(ValueError, match="released"):
         registers.read32(0)
+
+
+def test_a_group_is_held_back_by_the_kernels_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three functions in a group, one with VFIO, one with a driver of the kernel, one with none."""
+    drivers = {"0000:01:00.0": "vfio-pci", "0000:01:00.1": "igb", "0000:01:00.2": ""}
+    group = tmp_path / "iommu_groups/7"
+    (group / "devices").mkdir(parents=True)
+    for bdf, driver in drivers.items():
+        folder = tmp_path / "devices" / bdf
+        folder.mkdir(parents=True)
+        (folder / "iommu_group").symlink_to(group)
+        (group / "devices" / bdf).symlink_to(folder)
+        if driver:
+            (tmp_path / "drivers" / driver).mkdir(parents=True)
+            (folder / "driver").symlink_to(tmp_path / "drivers" / driver)
+    monkeypatch.setattr(sysfs, "_DEVICES", tmp_path / "devices")
+    error = PciSysfs("0000:01:00.0").not_viable()
+    assert error.errno == errno.EBUSY
+    assert "group 7 of 0000:01:00.0" in str(error)
+    assert "unbind 0000:01:00.1 with igb, or" in error.hint
 
 
 class FakeSpace:

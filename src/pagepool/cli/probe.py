@@ -28,6 +28,7 @@ _WORDS = {
     "numa": "several NUMA nodes",
     "memlock": "memory for devices",
     "vfio": "PCI devices by VFIO",
+    "iommufd": "VFIO without containers",
 }
 
 

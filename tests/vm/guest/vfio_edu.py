@@ -64,6 +64,13 @@ def edu_pool(strict: bool = False, **fields: object) -> Iterator[tuple[VfioDevic
         pool.check()
 
 
+def reserve_huge_pages() -> None:
+    """Have some, on whichever node."""
+    if huge_pages.nr_hugepages() < 4:
+        with open("/proc/sys/vm/nr_hugepages", "w") as knob:
+            knob.write("8")
+
+
 def test_registers() -> None:
     with VfioDevice(device("edu").bdf, bind=True) as dev:
         registers = dev.function.bar(0)
@@ -75,9 +82,7 @@ def test_registers() -> None:
 @cases("hugetlb", "anonymous", "memfd", "thp", "memfd_hugetlb")
 def test_copy_through_pool_pages(kind: str) -> None:
     """Memory -> device -> memory from one pool page to another, for every kind of memory."""
-    if huge_pages.nr_hugepages() < 4:
-        with open("/proc/sys/vm/nr_hugepages", "w") as knob:
-            knob.write("8")
+    reserve_huge_pages()
     with PageAllocator(64 << 20, MemoryKind(kind)) as memory, edu_pool(memory=memory) as (dev, edu, pool):
         assert kind in ("thp", "anonymous") or set(memory.got) == {MemoryKind(kind)}
         source, destination = pool.alloc_pages(), pool.alloc_pages()

@@ -17,7 +17,7 @@ from typing import Literal, Self
 from pagepool._core.params import DmaDir, MapGranularity
 from pagepool.dma.vfio.abi import IommuInfo
 from pagepool.dma.vfio.function import PciFunction
-from pagepool.dma.vfio.iommufd import IommufdSpace, has_iommufd
+from pagepool.dma.vfio.iommufd import IommufdSpace, may_use_iommufd
 from pagepool.dma.vfio.mappings import IoMappings
 from pagepool.dma.vfio.space import IommuSpace
 from pagepool.dma.vfio.sysfs import VFIO_DRIVER, PciSysfs
@@ -36,13 +36,14 @@ class VfioDevice:
         Its place, ``"0000:01:00.0"``.
     strict : bool
         Map every page on its own when it enters a pool and unmap it when it leaves: the device reaches not a
-        byte more than the pools hold. It costs two system calls a page on the slow path, and a container has
-        65535 mappings (``dma_entry_limit``), 256 MiB of single pages. By default a slab of 2 MiB is one
-        mapping for ever.
+        byte more than the pools hold. It costs two system calls a page on the slow path, and a container of
+        type1 has 65535 mappings (``dma_entry_limit``), 256 MiB of single pages. By default a slab of 2 MiB is
+        one mapping for ever.
     bind : bool
         Take the function from the kernel's driver, and give it back on `close`.
     iommu : {"auto", "type1", "iommufd"}
-        Which interface of the kernel; ``auto`` is iommufd where the kernel has it, else type1.
+        Which interface of the kernel; ``auto`` is iommufd where the kernel has it and this user may open its
+        files, else type1.
     share : VfioDevice, optional
         Another open device whose I/O address space to join: pages mapped for one are mapped for both, at the
         same dma_addr, so that frames are redirected between them without a copy.
@@ -67,7 +68,9 @@ class VfioDevice:
 
     Notes
     -----
-    Memory that is mapped is pinned and counts against RLIMIT_MEMLOCK. Prefer allocators of kind ``hugetlb``:
+    Memory that is mapped is pinned and counts against RLIMIT_MEMLOCK: type1 counts for the process, iommufd for
+    the user, over all of their processes and together with AF_XDP and io_uring; with CAP_IPC_LOCK neither has a
+    limit. Prefer allocators of kind ``hugetlb``:
     one page pinned and one entry of the IOMMU's table per slab.
 
     A forked child does not have the device: `map` refuses there, `unmap` and `close` do nothing.
@@ -88,6 +91,8 @@ class VfioDevice:
         address_bits: int = 64,
     ) -> None:
         self._closed = True  # until it is open, there is nothing to close
+        if iommu not in ("auto", "type1", "iommufd"):
+            raise ValueError(f"iommu {iommu!r}: it is auto, type1 or iommufd")
         self.pci = PciSysfs(bdf)
         self.bdf = self.pci.bdf
         self.name = f"vfio:{self.bdf}"
@@ -96,9 +101,7 @@ class VfioDevice:
         self._driver_before = self.pci.bind(VFIO_DRIVER) if bind else VFIO_DRIVER
         try:
             self.pci.require_vfio()
-            self._mappings: IoMappings = (
-                share._mappings.join() if share is not None else IoMappings(_open_space(self.pci, iommu))
-            )
+            self._mappings: IoMappings = _join(share) if share is not None else IoMappings(_open_space(self.pci, iommu))
             try:
                 self.function = PciFunction(self._mappings.space.open_device(self.pci), self.bdf)
                 try:
@@ -218,8 +221,6 @@ def _join(device: VfioDevice) -> IoMappings:
 
 
 def _open_space(pci: PciSysfs, iommu: str) -> IommuSpace:
-    if iommu not in ("auto", "type1", "iommufd"):
-        raise ValueError(f"iommu {iommu!r}: it is auto, type1 or iommufd")
-    if iommu == "iommufd" or (iommu == "auto" and has_iommufd(pci)):
+    if iommu == "iommufd" or (iommu == "auto" and may_use_iommufd(pci)):
         return IommufdSpace()
     return Type1Space()

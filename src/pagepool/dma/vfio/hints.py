@@ -2,7 +2,7 @@
 """Which knob to turn when VFIO says no: texts by step and errno, with the knob's present setting.
 
 Words only: nothing is opened, mapped or changed here. Each entry was provoked on a real kernel, or stands in
-its source (``drivers/vfio/vfio_iommu_type1.c``).
+its source (``drivers/vfio/vfio_iommu_type1.c``, ``drivers/iommu/iommufd``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
-_PARAMETERS = Path("/sys/module/vfio_iommu_type1/parameters")
+_MODULES = Path("/sys/module")
 
 
 def hint(step: str, number: int) -> str:
@@ -21,8 +21,8 @@ def hint(step: str, number: int) -> str:
     Parameters
     ----------
     step : str
-        Name of the request (``"MAP_DMA"``), or ``"open container"``, ``"open group"``, ``"open device"``,
-        ``"bind"``.
+        Name of the request (``"MAP_DMA"``), or ``"open container"``, ``"open group"``, ``"open iommufd"``,
+        ``"find character device of"``, ``"open device"``, ``"bind"``.
     number : int
         The errno.
     """
@@ -42,20 +42,27 @@ def memlock() -> str:
     )
 
 
+def memlock_of_user() -> str:
+    """Say how much memory this user may lock, as iommufd counts it."""
+    text = memlock()
+    return text if text.startswith("the system") else f"{text}. iommufd counts all processes of the user together"
+
+
 def entry_limit() -> str:
     """Say how many mappings a container may have."""
+    now = _parameter("vfio_iommu_type1", "dma_entry_limit", "65535")
     return (
-        f"no mapping is left, dma_entry_limit is {_parameter('dma_entry_limit', '65535')}: map slabs, not pages "
-        "(strict=False), or raise /sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
+        f"no mapping is left, dma_entry_limit is {now}: map slabs, not pages (strict=False), take iommu='iommufd', "
+        "which has no such limit, or raise /sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
     )
 
 
-def unsafe_interrupts() -> str:
-    """Say what makes an IOMMU without interrupt remapping acceptable."""
+def unsafe_interrupts(module: str = "vfio_iommu_type1") -> str:
+    """Say what makes an IOMMU without interrupt remapping acceptable to a kernel module."""
     return (
         "the IOMMU does not remap interrupts, so a device could forge them: turn interrupt remapping on "
-        "(firmware; intel-iommu,intremap=on in QEMU), or accept it with vfio_iommu_type1.allow_unsafe_interrupts=1 "
-        f"(now {_parameter('allow_unsafe_interrupts', 'unknown')})"
+        "(firmware; intel-iommu,intremap=on in QEMU), or accept it with "
+        f"{module}.allow_unsafe_interrupts=1 (now {_parameter(module, 'allow_unsafe_interrupts', 'unknown')})"
     )
 
 
@@ -64,6 +71,7 @@ NO_IOMMU = (
     "AMD's is on by default)"
 )
 NOT_BOUND = "bind it to vfio-pci: write vfio-pci to its driver_override, then its place to /sys/bus/pci/drivers_probe"
+NO_IOMMUFD = "the kernel has no iommufd: modprobe iommufd, or one with CONFIG_IOMMUFD; or take iommu='type1'"
 NOT_MINE = "is not this user's: chown it, or run as root"
 
 _HINTS: dict[tuple[str, int], str | Callable[[], str]] = {
@@ -74,7 +82,13 @@ _HINTS: dict[tuple[str, int], str | Callable[[], str]] = {
     ("open group", errno.EACCES): f"the file of the group {NOT_MINE}",
     ("open group", errno.EPERM): f"the file of the group {NOT_MINE}",
     ("open group", errno.EBUSY): "the group is open already: one process, and one VfioDevice in it, may have it",
-    ("open device", errno.ENOENT): f"the device is not with VFIO, or the kernel has no cdev: {NOT_BOUND}",
+    ("open iommufd", errno.ENOENT): NO_IOMMUFD,
+    ("open iommufd", errno.ENODEV): NO_IOMMUFD,
+    ("open iommufd", errno.EACCES): f"/dev/iommu {NOT_MINE}; or take iommu='type1'",
+    ("open device", errno.ENOENT): f"the device is not with VFIO: {NOT_BOUND}",
+    ("find character device of", errno.ENODEV): (
+        "the kernel makes no character devices of VFIO's: it needs CONFIG_VFIO_DEVICE_CDEV; or take iommu='type1'"
+    ),
     ("open device", errno.EACCES): f"the file of the device {NOT_MINE}",
     ("bind", errno.EACCES): "only root may bind a device to another driver",
     ("bind", errno.EPERM): "only root may bind a device to another driver",
@@ -93,16 +107,31 @@ _HINTS: dict[tuple[str, int], str | Callable[[], str]] = {
     "in one of its ranges (the interrupt window 0xfee00000 to 0xfeefffff is in none): see VfioDevice.iova_ranges",
     ("MAP_DMA", errno.EFAULT): "vaddr is not this process's memory, or may not be written",
     ("UNMAP_DMA", errno.EINVAL): "a mapping is undone whole, with the iova and size it was made with",
-    ("IOAS_MAP", errno.ENOMEM): memlock,
+    ("IOAS_MAP", errno.ENOMEM): memlock_of_user,
     ("IOAS_MAP", errno.EEXIST): "part of this iova range is mapped already; an iova has one mapping at a time",
-    ("IOAS_MAP", errno.EINVAL): "the iovas must lie wholly in one of the IOMMU's ranges: see VfioDevice.iova_ranges",
-    ("DEVICE_BIND_IOMMUFD", errno.EPERM): unsafe_interrupts,
+    (
+        "IOAS_MAP",
+        errno.EINVAL,
+    ): "vaddr, iova and size must be multiples of the IOMMU's page, and the iovas lie wholly "
+    "in one of its ranges: see VfioDevice.iova_ranges",
+    ("IOAS_MAP", errno.EFAULT): "vaddr is not this process's memory, or may not be written",
+    ("DEVICE_BIND_IOMMUFD", errno.EPERM): lambda: unsafe_interrupts("iommufd"),
+    ("DEVICE_BIND_IOMMUFD", errno.EINVAL): (
+        "the device is open already: one process, and one VfioDevice in it, may have it"
+    ),
+    (
+        "DEVICE_BIND_IOMMUFD",
+        errno.EBUSY,
+    ): "the device's IOMMU group is open already: one process has all of it, by containers or by iommufd",
+    ("DEVICE_ATTACH_IOMMUFD_PT", errno.EADDRINUSE): (
+        "memory is mapped already where this device's IOMMU or interrupts are: open it first, and share= its space"
+    ),
     ("DEVICE_RESET", errno.ENOTTY): "the device knows no reset of its own (no FLR)",
 }
 
 
-def _parameter(name: str, default: str) -> str:
+def _parameter(module: str, name: str, default: str) -> str:
     try:
-        return (_PARAMETERS / name).read_text().strip()
+        return (_MODULES / module / "parameters" / name).read_text().strip()
     except OSError:
         return default

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """iommufd: one character device per PCI function, and I/O address spaces as objects of their own.
 
-The successor of `type1`, without groups and without ``dma_entry_limit``. Needs a kernel with IOMMUFD and
-VFIO_DEVICE_CDEV; Debian's have neither, so this file is proven by the layout of its requests only and chosen
-where ``/dev/iommu`` and the function's ``vfio-dev`` exist. Nothing of iovas is kept here.
+The successor of `type1`, without containers and without ``dma_entry_limit``. Needs a kernel with IOMMUFD and
+VFIO_DEVICE_CDEV; Debian's have neither, so the tests put both into one (``tests/vm/modules/iommufd``). Nothing of
+iovas is kept here. Invariant: a function is in the space from the moment its file is handed out, and never in two.
 
-Source: ``Documentation/userspace-api/iommufd.rst`` and ``linux/iommufd.h``.
+Source: ``Documentation/userspace-api/iommufd.rst``, ``linux/iommufd.h``, and "VFIO Device cdev" in
+``Documentation/driver-api/vfio.rst``.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ from pagepool.dma.vfio.hints import hint
 from pagepool.dma.vfio.sysfs import PciSysfs
 from pagepool.errors import DeviceError
 
-__all__ = ["IommufdSpace", "has_iommufd"]
+__all__ = ["IommufdSpace", "may_use_iommufd"]
 
 _PATH = "/dev/iommu"
-_MAX_RANGES = 128
+_FIRST_GUESS = 16  # ranges; IOMMUs have two or three
 
 
-def has_iommufd(pci: PciSysfs) -> bool:
-    """Whether the kernel has iommufd, and made a character device for this function."""
-    return os.path.exists(_PATH) and pci.vfio_cdev is not None
+def may_use_iommufd(pci: PciSysfs) -> bool:
+    """Whether the kernel has iommufd and a character device for this function, and this user may open both."""
+    cdev = pci.vfio_cdev
+    return cdev is not None and all(os.access(path, os.R_OK | os.W_OK) for path in (_PATH, cdev))
 
 
 class IommufdSpace:
@@ -53,7 +55,7 @@ class IommufdSpace:
     name = "iommufd"
 
     def __init__(self) -> None:
-        self._fd = _open(_PATH)
+        self._fd = _open(_PATH, "open iommufd")
         try:
             answer = bytearray(IOAS_ALLOC.pack(IOAS_ALLOC.size, 0, 0))
             ioctl(self._fd, Request.IOAS_ALLOC, answer, _PATH)
@@ -63,14 +65,21 @@ class IommufdSpace:
         self._ioas_id: int = IOAS_ALLOC.unpack(answer)[2]
 
     def open_device(self, pci: PciSysfs) -> int:
-        """See `IommuSpace.open_device`."""
+        """See `IommuSpace.open_device`.
+
+        Raises
+        ------
+        DeviceError
+            ``ENODEV``: there is no character device for it. ``EBUSY``: something of its IOMMU group is in other
+            hands. ``EINVAL``: it is open already. Else the kernel's refusal.
+        """
         path = pci.vfio_cdev
         if path is None:
-            raise DeviceError(errno.ENODEV, "open device", pci.bdf, hint("open device", errno.ENOENT))
-        fd = _open(path)
+            step = "find character device of"
+            raise DeviceError(errno.ENODEV, step, pci.bdf, hint(step, errno.ENODEV))
+        fd = _open(path, "open device")
         try:
-            bind = bytearray(BIND_IOMMUFD.pack(BIND_IOMMUFD.size, 0, self._fd, 0))
-            ioctl(fd, Request.DEVICE_BIND_IOMMUFD, bind, pci.bdf)
+            self._bind(fd, pci)
             attach = bytearray(ATTACH_PT.pack(ATTACH_PT.size, 0, self._ioas_id))
             ioctl(fd, Request.DEVICE_ATTACH_IOMMUFD_PT, attach, pci.bdf)
         except BaseException:
@@ -78,15 +87,35 @@ class IommufdSpace:
             raise
         return fd
 
+    def _bind(self, fd: int, pci: PciSysfs) -> None:
+        request = bytearray(BIND_IOMMUFD.pack(BIND_IOMMUFD.size, 0, self._fd, 0))
+        try:
+            ioctl(fd, Request.DEVICE_BIND_IOMMUFD, request, pci.bdf)
+        except DeviceError as error:
+            if error.errno == errno.EBUSY and pci.held_back_by:
+                raise pci.not_viable() from None
+            raise
+
     def info(self) -> IommuInfo:
-        """See `IommuSpace.info`; the ranges are those that every device in the space can use."""
-        pairs = (ctypes.c_uint64 * (2 * _MAX_RANGES))()
-        request = bytearray(
-            IOAS_IOVA_RANGES.pack(IOAS_IOVA_RANGES.size, self._ioas_id, _MAX_RANGES, 0, ctypes.addressof(pairs), 0)
-        )
-        ioctl(self._fd, Request.IOAS_IOVA_RANGES, request, self.name)
-        _, _, count, _, _, alignment = IOAS_IOVA_RANGES.unpack(request)
-        return IommuInfo(max(alignment, 4096), [(pairs[2 * i], pairs[2 * i + 1]) for i in range(count)], None)
+        """See `IommuSpace.info`; the ranges are those that every device in the space can use.
+
+        Of the page sizes there is the least alone: the kernel does not say what larger ones it makes of a mapping.
+        """
+        room = _FIRST_GUESS
+        while True:
+            pairs = (ctypes.c_uint64 * (2 * room))()
+            request = bytearray(
+                IOAS_IOVA_RANGES.pack(IOAS_IOVA_RANGES.size, self._ioas_id, room, 0, ctypes.addressof(pairs), 0)
+            )
+            try:
+                ioctl(self._fd, Request.IOAS_IOVA_RANGES, request, self.name)
+            except DeviceError as error:
+                if error.errno != errno.EMSGSIZE:
+                    raise
+                room *= 4
+                continue
+            _, _, count, _, _, alignment = IOAS_IOVA_RANGES.unpack(request)
+            return IommuInfo(max(alignment, 4096), [(pairs[2 * i], pairs[2 * i + 1]) for i in range(count)], None)
 
     def map(self, vaddr: int, iova: int, size_bytes: int, *, readable: bool, writable: bool) -> None:
         """See `IommuSpace.map`."""
@@ -97,7 +126,7 @@ class IommufdSpace:
         ioctl(self._fd, Request.IOAS_MAP, request, f"vaddr {vaddr:#x} to iova {iova:#x}, {size_bytes} bytes")
 
     def unmap(self, iova: int, size_bytes: int) -> int:
-        """See `IommuSpace.unmap`."""
+        """See `IommuSpace.unmap`; a part of a mapping is none, and stays mapped."""
         request = bytearray(IOAS_UNMAP.pack(IOAS_UNMAP.size, self._ioas_id, iova, size_bytes))
         try:
             ioctl(self._fd, Request.IOAS_UNMAP, request, f"iova {iova:#x}, {size_bytes} bytes")
@@ -114,9 +143,9 @@ class IommufdSpace:
             os.close(fd)
 
 
-def _open(path: str) -> int:
+def _open(path: str, step: str) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         number = error.errno or errno.EIO
-        raise DeviceError(number, "open device", path, hint("open device", number)) from None
+        raise DeviceError(number, step, path, hint(step, number)) from None

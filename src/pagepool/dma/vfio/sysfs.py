@@ -101,6 +101,17 @@ class PciSysfs:
         return [PciSysfs(path.name) for path in sorted((self.folder / "iommu_group/devices").iterdir())]
 
     @property
+    def held_back_by(self) -> list[PciSysfs]:
+        """Functions of its IOMMU group that a driver of the kernel has: none of the group is let out meanwhile."""
+        return [other for other in self.group_members if other.driver not in ("", VFIO_DRIVER, "pcieport")]
+
+    def not_viable(self) -> DeviceError:
+        """Return the error that names them."""
+        names = ", ".join(f"{other.bdf} with {other.driver}" for other in self.held_back_by) or "another device"
+        what = f"its devices go to user space together: unbind {names}, or bind it to vfio-pci too"
+        return DeviceError(errno.EBUSY, "use IOMMU group", f"{self.iommu_group} of {self.bdf}", what)
+
+    @property
     def vfio_cdev(self) -> str | None:
         """Path of its character device for iommufd; None where the kernel makes none."""
         names = sorted(path.name for path in (self.folder / "vfio-dev").glob("vfio*"))

@@ -30,7 +30,7 @@ from pagepool.dma.vfio.abi import (
     unpack_iommu_info,
 )
 from pagepool.dma.vfio.hints import hint
-from pagepool.dma.vfio.sysfs import VFIO_DRIVER, PciSysfs
+from pagepool.dma.vfio.sysfs import PciSysfs
 from pagepool.errors import DeviceError
 
 __all__ = ["Type1Space"]
@@ -85,10 +85,7 @@ class Type1Space:
             status = bytearray(GROUP_STATUS.pack(GROUP_STATUS.size, 0))
             ioctl(fd, Request.GROUP_GET_STATUS, status, f"group {group}")
             if not GROUP_STATUS.unpack(status)[1] & GROUP_FLAGS_VIABLE:
-                others = [m for m in pci.group_members if m.driver not in ("", VFIO_DRIVER, "pcieport")]
-                names = ", ".join(f"{m.bdf} with {m.driver}" for m in others) or "another device"
-                what = f"its devices go to user space together: unbind {names}, or bind it to vfio-pci too"
-                raise DeviceError(errno.EBUSY, "use IOMMU group", f"{group} of {pci.bdf}", what)
+                raise pci.not_viable()
             ioctl(fd, Request.GROUP_SET_CONTAINER, self._fd.to_bytes(4, "little"), f"group {group}")
             if not self._groups:
                 ioctl(self._fd, Request.SET_IOMMU, TYPE1V2_IOMMU, f"type1 v2 for {pci.bdf}")

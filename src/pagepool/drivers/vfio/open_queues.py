@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pagepool.dma.vfio import PciSysfs, VfioDevice, functions
 from pagepool.drivers.queue_group import QueueGroup
@@ -43,6 +43,7 @@ def open_queues(
     *,
     bind: bool = False,
     strict: bool = False,
+    iommu: Literal["auto", "type1", "iommufd"] = "auto",
     interrupts: bool = True,
     promiscuous: bool = True,
     ring_size: int = 256,
@@ -64,6 +65,8 @@ def open_queues(
         Take the NIC from the kernel's driver. Its network interface goes away until the last queue is closed.
     strict : bool
         Map page by page, see `VfioDevice`.
+    iommu : {"auto", "type1", "iommufd"}
+        Which interface of the kernel, see `VfioDevice`.
     interrupts : bool
         Let queues sleep when there are no frames; without, they are polled for ever.
     promiscuous : bool
@@ -104,7 +107,7 @@ def open_queues(
         raise DeviceError(errno.ENODEV, "find driver for", _with_ids(PciSysfs(bdf)), f"there are {_known()}")
     if pools is not None and len(pools) != queues:
         raise ValueError(f"{len(pools)} pools for {queues} queues: give one per queue")
-    device = device or VfioDevice(bdf, bind=bind, strict=strict)
+    device = device or VfioDevice(bdf, bind=bind, strict=strict, iommu=iommu)
     opened: QueueGroup[VfioQueue] = QueueGroup()
     nic: Nic | None = None
     try:
