@@ -15,7 +15,7 @@ SOURCES := $(shell find src -name '*.pxd' -o -name '*.h') $(shell find src/pagep
 demo: build             ## receive for SECONDS into recycled pages and show the pool at work
 	@$(BIN)/pagepool rx --seconds $(SECONDS)
 
-test: build             ## every test that this machine can run; CI=true: what this kind of machine can do must not skip
+test: build $(VENV)/.libraries  ## every test that this machine can run; CI=true: what this kind of machine can do must not skip
 	$(BIN)/python -m pytest $(if $(filter true,$(CI)),--require=$$($(BIN)/python tests/required.py)$(addprefix $(comma),$(REQUIRE))) $(ARGS)
 
 lint: build $(VENV)/.lint   ## style, format and types
@@ -25,7 +25,7 @@ lint: build $(VENV)/.lint   ## style, format and types
 	$(BIN)/mypy examples/*.py
 	$(BIN)/mypy -p benchmarks
 
-bench: build            ## the benchmarks, with their tables; BENCH="--quick handles", BENCH=--peers
+bench: build $(VENV)/.libraries  ## the benchmarks, with their tables; BENCH="--quick handles", BENCH=--peers
 	@$(BIN)/python -m benchmarks --json build/bench.json $(BENCH)
 
 test-vm: build          ## devices that need a machine of their own, in QEMU; see tests/vm/README.md
@@ -54,6 +54,13 @@ $(VENV)/.built: $(VENV)/.made $(SOURCES)
 $(VENV)/.lint: $(VENV)/.made
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lint"], sep="\n")' > $@.txt
 	@$(PIP) -r $@.txt
+	@touch $@
+
+# What other people's libraries do with our frames: tested where they can be had as wheels.
+$(VENV)/.libraries: $(VENV)/.made
+	@echo "pagepool: installing pyarrow, Polars and DuckDB into $(VENV)"
+	@for one in pyarrow polars duckdb; do \
+		$(PIP) --only-binary :all: $$one || echo "pagepool: no $$one for this machine: its tests are skipped"; done
 	@touch $@
 
 clean:                  ## remove everything that was made here

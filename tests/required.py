@@ -15,7 +15,7 @@ _CAP_NET_ADMIN, _CAP_NET_RAW, _CAP_SYS_ADMIN = 12, 13, 21
 
 def required() -> list[str]:
     """Return the needs that this kind of machine fulfils."""
-    needs = ["compiled_core"]
+    needs = ["compiled_core", "pyarrow", "polars", "duckdb"]  # libraries that `make test` installs
     if os.geteuid() == 0:
         needs.append("root")
     capabilities = _capabilities()

@@ -206,10 +206,29 @@ def _vfio_cdevs() -> list[str]:
 
 def torch() -> Answer:
     """Whether torch is installed; it is not imported, which takes seconds."""
+    return _installed("torch", "torch")
+
+
+def pyarrow() -> Answer:
+    """Whether pyarrow is installed."""
+    return _installed("pyarrow", "'pagepool[arrow]'")
+
+
+def polars() -> Answer:
+    """Whether Polars is installed."""
+    return _installed("polars", "'pagepool[sql]'")
+
+
+def duckdb() -> Answer:
+    """Whether DuckDB is installed."""
+    return _installed("duckdb", "'pagepool[sql]'")
+
+
+def _installed(name: str, requirement: str) -> Answer:
     try:
-        return Answer(True, f"torch {metadata.version('torch')}")
+        return Answer(True, f"{name} {metadata.version(name)}")
     except metadata.PackageNotFoundError:
-        return Answer(False, "torch is not installed: pip install torch")
+        return Answer(False, f"{name} is not installed: pip install {requirement}")
 
 
 PROBES: dict[str, Callable[[], Answer]] = {
@@ -225,6 +244,9 @@ PROBES: dict[str, Callable[[], Answer]] = {
     "vfio": vfio,
     "iommufd": iommufd,
     "torch": torch,
+    "pyarrow": pyarrow,
+    "polars": polars,
+    "duckdb": duckdb,
 }
 
 

@@ -134,20 +134,14 @@ class XdpBatch(FrameSet):
             owns them; a handle that dies, or is put, sends its page back to the pool. Frames kept before are
             not returned again.
         """
-        self.check_alive()
+        chosen = self.chosen(mask)
         already = self._kept
         if already is None:
             already = np.zeros(len(self.ids), np.bool_)
-        chosen = np.zeros(len(self.ids), np.bool_)
-        chosen[_ALL if mask is None else mask] = True
-        chosen &= ~already
-        inside = self.inside_page()
-        if inside is not None and not inside[chosen].all():
-            raise ValueError("a frame to keep does not lie in its page: its length or offset was overwritten")
         page, offsets = self._driver.pool.page, self.offsets
         pages = []
         self._kept = already
-        for i in chosen.nonzero()[0].tolist():
+        for i in chosen.tolist():
             try:
                 pages.append(page(int(self.ids[i]), int(offsets[i]), int(self.lengths[i])))
                 already[i] = True
@@ -157,6 +151,42 @@ class XdpBatch(FrameSet):
                 self.verdicts[i] = _DROP
                 raise
         return pages
+
+    def chosen(self, mask: Any = None) -> npt.NDArray[np.intp]:
+        """Return the rows that a mask selects and that have not been kept, in frame order.
+
+        Raises
+        ------
+        ValueError
+            One of them does not lie in its page: its length or offset was overwritten.
+        """
+        self.check_alive()
+        chosen = np.zeros(len(self.ids), np.bool_)
+        chosen[_ALL if mask is None else mask] = True
+        if self._kept is not None:
+            chosen &= ~self._kept
+        inside = self.inside_page()
+        if inside is not None and not inside[chosen].all():
+            raise ValueError("a frame to keep does not lie in its page: its length or offset was overwritten")
+        return chosen.nonzero()[0]
+
+    def disown(self, rows: npt.NDArray[np.intp]) -> None:
+        """Count frames as kept, without a handle for each: from now on the caller owns the pages ``ids[rows]``.
+
+        Parameters
+        ----------
+        rows : (m,) intp
+            From `chosen`.
+
+        Notes
+        -----
+        Context: as `keep`; between this and the line where somebody else is responsible for the pages, hold Ctrl-C
+        back with `pagepool.napi.guard`. They go home by ``pool.put_bulk``.
+        """
+        self.check_alive()
+        if self._kept is None:
+            self._kept = np.zeros(len(self.ids), np.bool_)
+        self._kept[rows] = True
 
     def complete(self) -> None:
         """Carry the verdicts out and give every other page back. Idempotent."""

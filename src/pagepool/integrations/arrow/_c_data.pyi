@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: MIT
+from collections.abc import Sequence
+from typing import Any
+
+from pagepool.integrations.arrow._lease import Lease
+
+def schema_capsule(fields: list[tuple[str, str, bool]]) -> object: ...
+def array_capsule(lease: Lease, length: int, columns: Sequence[tuple[int, Any]]) -> object: ...
+def stream_capsule(source: Any) -> object: ...
