@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import ctypes.util
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from functools import cache
 
@@ -18,7 +21,17 @@ def libpcap() -> probe.Answer:
     return probe.Answer(name is not None, name or "not installed (Debian: libpcap0.8)")
 
 
-OF_TESTS: dict[str, Callable[[], probe.Answer]] = {"libpcap": libpcap}
+def clang() -> probe.Answer:
+    """Whether there is a clang that makes BPF objects; the library only reads them."""
+    path = shutil.which("clang")
+    if path is None:
+        return probe.Answer(False, "not installed (Debian: clang)")
+    command = [path, "-target", "bpf", "-c", "-x", "c", os.devnull, "-o", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    return probe.Answer(not said.returncode, said.stderr.strip() or path)
+
+
+OF_TESTS: dict[str, Callable[[], probe.Answer]] = {"clang": clang, "libpcap": libpcap}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

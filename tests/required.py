@@ -8,6 +8,7 @@ this says yes fails the tests that need it.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 _CAP_NET_ADMIN, _CAP_NET_RAW, _CAP_SYS_ADMIN = 12, 13, 21
@@ -25,6 +26,7 @@ def required() -> list[str]:
             needs.append("af_xdp")
     if os.access("/proc/sys/vm/nr_hugepages", os.W_OK) and Path("/sys/kernel/mm/hugepages/hugepages-2048kB").is_dir():
         needs.append("hugetlb")
+    needs += [name for name in ("clang",) if shutil.which(name)]
     return needs
 
 

@@ -46,6 +46,7 @@ _REGISTER_SOURCE = 0x08  # opcode bit: the operand is a register instead of the 
 _WIDE = 0x03  # opcode bits that tell 64-bit arithmetic (7) from 32-bit (4), and jumps (5) from 32-bit ones (6)
 _PSEUDO_MAP_FD = 1
 _PSEUDO_MAP_VALUE = 2
+_PSEUDO_CALL = 1
 
 
 class Assembler:
@@ -55,7 +56,7 @@ class Assembler:
     """
 
     def __init__(self) -> None:
-        self._slots: list[tuple[int, int, int, int | str, int]] = []
+        self._slots: list[tuple[int, int, int, int | str, int | str]] = []
         self._labels: dict[str, int] = {}
         self._names = 0
 
@@ -143,6 +144,10 @@ class Assembler:
         """Call a kernel helper: arguments in R1 to R5, result in R0."""
         self._emit(0x85, imm=helper)
 
+    def call_code(self, label: str) -> None:
+        """Call a function of this program: arguments in R1 to R5, result in R0, R6 to R9 kept."""
+        self._emit(0x85, src=_PSEUDO_CALL, imm=label)
+
     def exit(self) -> None:
         """Return R0 to the kernel."""
         self._emit(0x95)
@@ -161,10 +166,12 @@ class Assembler:
                 offset = self._labels[offset] - index - 1
                 if not -0x8000 <= offset < 0x8000:
                     raise OverflowError(f"a jump over {offset} instructions")
+            if isinstance(imm, str):
+                imm = self._labels[imm] - index - 1
             out += struct.pack("=BBhi", opcode, dst | src << 4, offset, imm)
         return bytes(out)
 
-    def _emit(self, opcode: int, dst: int = 0, src: int = 0, offset: int | str = 0, imm: int = 0) -> None:
+    def _emit(self, opcode: int, dst: int = 0, src: int = 0, offset: int | str = 0, imm: int | str = 0) -> None:
         self._slots.append((opcode, dst, src, offset, imm))
 
 

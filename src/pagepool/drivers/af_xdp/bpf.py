@@ -19,7 +19,7 @@ from typing import Final, Self
 
 from pagepool.errors import DeviceError, NotSupportedError
 
-__all__ = ["ArrayMap", "BpfObject", "PerCpuArrayMap", "XskMap", "bpf"]
+__all__ = ["ArrayMap", "BpfObject", "PerCpuArrayMap", "XskMap", "bpf", "nr_possible_cpus"]
 
 _SYSCALL_NR: Final = {
     "x86_64": 321,
@@ -138,7 +138,7 @@ class PerCpuArrayMap(_Map):
     def __init__(self, nr_words: int, name: str = "pp_counters") -> None:
         super().__init__(_MAP_TYPE_PERCPU_ARRAY, 8 * nr_words, 1, name)
         self.nr_words = nr_words
-        self._nr_cpus = _nr_possible_cpus()
+        self._nr_cpus = nr_possible_cpus()
 
     def sums(self) -> tuple[int, ...]:
         """Return each counter summed over the CPUs."""
@@ -169,7 +169,7 @@ class XskMap(_Map):
 _LITTLE = struct.pack("=H", 1) == b"\1\0"
 
 
-def _nr_possible_cpus() -> int:
+def nr_possible_cpus() -> int:
     """Return how many slots the kernel keeps per per-CPU value (``/sys/devices/system/cpu/possible``)."""
     with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
         return int(file.read().strip().replace("-", ",").split(",")[-1]) + 1

@@ -51,6 +51,8 @@ class XdpProgram(BpfObject):
         At most 15 letters, digits, ``_`` and ``.``; shown by ``bpftool prog``.
     frags : bool
         The program understands frames in several buffers (needed for an MTU above about 3500 bytes).
+    licence : bytes
+        What the kernel asks before it lends some helpers.
 
     Raises
     ------
@@ -58,9 +60,11 @@ class XdpProgram(BpfObject):
         With the end of the verifier's log as its hint when the verifier refused the program.
     """
 
-    def __init__(self, code: bytes, name: str = "pagepool", *, frags: bool = False) -> None:
+    def __init__(
+        self, code: bytes, name: str = "pagepool", *, frags: bool = False, licence: bytes = b"Dual MIT/GPL"
+    ) -> None:
         instructions = ctypes.create_string_buffer(code, len(code))
-        licence = ctypes.create_string_buffer(b"Dual MIT/GPL")
+        licence_text = ctypes.create_string_buffer(licence)
         log = ctypes.create_string_buffer(_LOG_BYTES)
 
         def load(log_level: int) -> int:
@@ -70,7 +74,7 @@ class XdpProgram(BpfObject):
                 _PROG_TYPE_XDP,
                 len(code) // 8,
                 ctypes.addressof(instructions),
-                ctypes.addressof(licence),
+                ctypes.addressof(licence_text),
                 *log_part,
                 0,
                 _F_XDP_HAS_FRAGS if frags else 0,

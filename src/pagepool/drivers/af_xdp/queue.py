@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 
 from pagepool._core.params import PagePoolParams
+from pagepool.drivers.af_xdp.bpf_object import XdpObject
 from pagepool.drivers.af_xdp.queue_parts import QueueParts, pages_for
 from pagepool.drivers.af_xdp.queue_stats import AfXdpStats, collect
 from pagepool.drivers.af_xdp.socket import RingSizes
@@ -60,6 +61,9 @@ class AfXdpQueue(RxQueue):
     filter : str
         Which frames of this queue to take, see `pagepool.drivers.af_xdp.filter.grammar`; all others go to the
         kernel's stack. Other queues of the interface may have other filters.
+    program : str, path-like or XdpObject, optional
+        A program of yours instead of a filter, as an object file or as `XdpObject`, whose maps you can then read and
+        write. It sends frames to the queue by its XSKMAP; all queues of the interface share it.
     mode : {"auto", "native", "generic"}
         Where the XDP program is attached; ``auto`` is native where the driver can.
     zerocopy : bool, optional
@@ -84,8 +88,8 @@ class AfXdpQueue(RxQueue):
     ------
     DeviceError
         The kernel's refusal with the call, the queue and what to do; nothing is left behind.
-    FilterError
-        The filter does not parse.
+    FilterError, ObjectFileError
+        The filter does not parse; the program cannot be used.
 
     Attributes
     ----------
@@ -113,6 +117,7 @@ class AfXdpQueue(RxQueue):
         tx_ring: int = _RING,
         params: PagePoolParams | None = None,
         filter: str = "all",
+        program: XdpObject | str | os.PathLike[str] | None = None,
         mode: WantedMode = "auto",
         zerocopy: bool | None = None,
         busy_poll: bool = False,
@@ -138,6 +143,7 @@ class AfXdpQueue(RxQueue):
                 sizes=RingSizes(rx_ring, tx_ring, rx_ring, tx_ring),
                 params=params,
                 filter=filter,
+                program=program,
                 mode=mode,
                 zerocopy=zerocopy,
                 busy_poll=busy_poll,
@@ -232,6 +238,11 @@ class AfXdpQueue(RxQueue):
     def is_zerocopy(self) -> bool:
         """Whether the device itself reads and writes the pages."""
         return self.parts.is_zerocopy
+
+    @property
+    def program(self) -> XdpObject | None:
+        """The user's program with its maps; None where a filter decides."""
+        return self.parts.steering.program
 
     @property
     def mode(self) -> str:

@@ -8,6 +8,7 @@ construction, the interface is as it was and every page that a ring or the kerne
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import time
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from pagepool._core.page_pool import PagePool
 from pagepool._core.params import DmaDir, PagePoolParams, PPFlag
 from pagepool.drivers.af_xdp._rings import XskRings
+from pagepool.drivers.af_xdp.bpf_object import XdpObject
 from pagepool.drivers.af_xdp.egress import Egress
 from pagepool.drivers.af_xdp.home_ns import HomeNs
 from pagepool.drivers.af_xdp.promiscuous import Promiscuous
@@ -62,6 +64,7 @@ class QueueParts:
         sizes: RingSizes,
         params: PagePoolParams | None,
         filter: str,
+        program: XdpObject | str | os.PathLike[str] | None,
         mode: WantedMode,
         zerocopy: bool | None,
         busy_poll: bool,
@@ -84,7 +87,7 @@ class QueueParts:
                 undo.callback(self.promiscuous.close)
             # The program first: some drivers set their queues up anew for it, and a map without sockets
             # passes.
-            self.steering: Steering = open_steering(ifname, ifindex, queue, filter, mode)
+            self.steering: Steering = open_steering(ifname, ifindex, queue, filter, mode, program)
             undo.callback(close_steering, self.steering, queue, filter)
             self.socket = XdpSocket(obj)
             undo.callback(self.socket.close)

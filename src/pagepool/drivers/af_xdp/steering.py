@@ -3,8 +3,8 @@
 
 An interface has room for one XDP program, but a process may open several of its queues: they share the program and its
 map, and the last to close detaches it. Each queue may have a filter of its own; the program is made anew when one comes
-that it does not know, and replaces the old one while frames go on. All queues have one mode. Detaching needs no
-clean-up code to run: the link goes with the process.
+that it does not know, and replaces the old one while frames go on. Or all have a program of the user's. All queues
+have one mode. Detaching needs no clean-up code to run: the link goes with the process.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from fcntl import ioctl
 from typing import Literal
 
 from pagepool.drivers.af_xdp.bpf import PerCpuArrayMap, XskMap
+from pagepool.drivers.af_xdp.bpf_object import XdpObject
 from pagepool.drivers.af_xdp.bpf_program import XdpLink, XdpMode, XdpProgram
 from pagepool.drivers.af_xdp.filter import parse_filter
+from pagepool.drivers.af_xdp.filter.tree import Everything
 from pagepool.drivers.af_xdp.xdp_program import (
     COUNTER_PASSED,
     COUNTER_REDIRECTED,
     live_pass_code,
     steering_code,
+    wrapper_code,
 )
 from pagepool.errors import DeviceError
 
@@ -58,17 +61,30 @@ class Steering:
         Where the program really is.
     fallback_reason : DeviceError or None
         Why ``auto`` did not become native.
+    program : XdpObject or None
+        The user's program; None for filters.
     """
 
-    def __init__(self, ifname: str, ifindex: int, filter: str, mode: WantedMode) -> None:
+    def __init__(
+        self, ifname: str, ifindex: int, filter: str, mode: WantedMode, program: XdpObject | None, owns: bool
+    ) -> None:
         self.ifname, self.ifindex = ifname, ifindex
+        self.program = program
+        self._owned = program if owns else None
         self.fallback_reason: DeviceError | None = None
         self._members: list[tuple[int, str]] = []  # (queue, filter) of each user
         self._default, self._others = filter, dict[int, str]()  # what the attached program knows
-        self._xsks = XskMap(_NR_QUEUES)
+        self._own_xsks = XskMap(_NR_QUEUES) if program is None else None
+        self._xsks = self._own_xsks or program.xsks  # type: ignore[union-attr]
         self._counters = PerCpuArrayMap(_NR_COUNTERS)
         self._frags = _mtu(ifname) > _FRAGS_MTU
-        self._program, self._link = self._attach(mode)
+        try:
+            self._program, self._link = self._attach(mode)
+        except BaseException:
+            for part in (self._own_xsks, self._counters):
+                if part is not None:
+                    part.close()
+            raise
         self.mode: XdpMode = self._link.mode
         self._pass_program: XdpProgram | None = None
 
@@ -87,7 +103,9 @@ class Steering:
                 hint = f"this process has it open with filter {its!r}, and it can be open once"
                 raise DeviceError(errno.EBUSY, "open AF_XDP", f"{self.ifname} queue {queue}", hint)
         wanted = {**dict(self._members), queue: filter}
-        if any(self._others.get(number, self._default) != text for number, text in wanted.items()):
+        if self.program is None and any(
+            self._others.get(number, self._default) != text for number, text in wanted.items()
+        ):
             self._refilter(wanted)
         self._members.append((queue, filter))
 
@@ -129,7 +147,7 @@ class Steering:
 
     def close(self) -> None:
         """Detach the program and give everything back. Idempotent."""
-        for part in (self._link, self._program, self._pass_program, self._xsks, self._counters):
+        for part in (self._link, self._program, self._pass_program, self._own_xsks, self._counters, self._owned):
             if part is not None:
                 part.close()
 
@@ -157,6 +175,8 @@ class Steering:
         self._program, self._default, self._others = program, default, others
 
     def _load(self, mode: XdpMode, default: str, others: dict[int, str]) -> XdpProgram:
+        if self.program is not None:
+            return self.program.load(wrapper_code(self._counters, generic=mode == "generic"))
         code = steering_code(self._xsks, self._counters, default, others, generic=mode == "generic")
         return XdpProgram(code, "pp_steering", frags=self._frags)
 
@@ -173,15 +193,24 @@ _lock = threading.Lock()
 _open: dict[tuple[int, int, int], Steering] = {}  # (namespace device, inode, ifindex)
 
 
-def open_steering(ifname: str, ifindex: int, queue: int, filter: str = "all", mode: WantedMode = "auto") -> Steering:
+def open_steering(
+    ifname: str,
+    ifindex: int,
+    queue: int,
+    filter: str = "all",
+    mode: WantedMode = "auto",
+    program: XdpObject | str | os.PathLike[str] | None = None,
+) -> Steering:
     """Attach the steering program, or take part in the one that this process has attached already.
 
     Raises
     ------
     FilterError
         The filter does not parse.
+    ObjectFileError
+        The user's program cannot be used.
     ValueError
-        Another queue of the interface is open in another mode.
+        Another queue of the interface is open in another mode or with another program; filter and program both.
     DeviceError
         Somebody else's program is attached (EBUSY, EEXIST), no permission, and so on.
 
@@ -189,18 +218,43 @@ def open_steering(ifname: str, ifindex: int, queue: int, filter: str = "all", mo
     -----
     Context: any thread, in the interface's network namespace. Pair with `close_steering`.
     """
-    parse_filter(filter)
+    everything = parse_filter(filter) == Everything()
+    if program is not None and not everything:
+        raise ValueError("program= decides by itself what to take: leave filter= away")
     ns = os.stat("/proc/thread-self/ns/net")
     key = (ns.st_dev, ns.st_ino, ifindex)
     with _lock:
         steering = _open.get(key)
         if steering is None:
-            steering = Steering(ifname, ifindex, filter, mode)
+            steering = _attach_new(ifname, ifindex, filter, mode, program)
         elif mode not in ("auto", steering.mode):
             raise ValueError(f"{ifname} has a queue open in {steering.mode} mode; {mode} is not possible beside it")
+        elif not _is_same(steering.program, program):
+            raise ValueError(f"{ifname} has a queue open with {steering.program or 'filters'}; all its queues share it")
         steering.join(queue, filter)
         _open[key] = steering
         return steering
+
+
+def _attach_new(
+    ifname: str, ifindex: int, filter: str, mode: WantedMode, program: XdpObject | str | os.PathLike[str] | None
+) -> Steering:
+    if program is None or isinstance(program, XdpObject):
+        if any(program is not None and known.program is program for known in _open.values()):
+            raise ValueError(f"{program!r} is on another interface: its map has one place for each queue number")
+        return Steering(ifname, ifindex, filter, mode, program, owns=False)
+    made = XdpObject(program)
+    try:
+        return Steering(ifname, ifindex, filter, mode, made, owns=True)
+    except BaseException:
+        made.close()
+        raise
+
+
+def _is_same(known: XdpObject | None, wanted: XdpObject | str | os.PathLike[str] | None) -> bool:
+    if known is None or wanted is None or isinstance(wanted, XdpObject):
+        return known is wanted
+    return os.path.realpath(known.path) == os.path.realpath(wanted)
 
 
 def close_steering(steering: Steering, queue: int, filter: str) -> None:

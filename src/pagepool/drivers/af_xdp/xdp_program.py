@@ -13,18 +13,18 @@ from typing import Final
 
 from pagepool.drivers.af_xdp.assembler import Assembler, Helper, R, Size
 from pagepool.drivers.af_xdp.bpf import PerCpuArrayMap, XskMap
-from pagepool.drivers.af_xdp.filter.code import STACK_BYTES, emit_facts, emit_test
+from pagepool.drivers.af_xdp.filter.code import emit_facts, emit_test
 from pagepool.drivers.af_xdp.filter.grammar import parse_filter
 from pagepool.drivers.af_xdp.filter.tree import FilterError
 
-__all__ = ["COUNTER_PASSED", "COUNTER_REDIRECTED", "live_pass_code", "steering_code"]
+__all__ = ["COUNTER_PASSED", "COUNTER_REDIRECTED", "live_pass_code", "steering_code", "wrapper_code"]
 
 COUNTER_REDIRECTED: Final = 0
 COUNTER_PASSED: Final = 1
 _COUNTER_BYPASS: Final = 2  # frames that the queue itself passed and that the generic hook is about to see again
 
 _XDP_PASS, _XDP_REDIRECT = 2, 4
-_KEY = -STACK_BYTES - 4
+_KEY = -8  # on the stack, beside the filter's facts
 _MD_RX_QUEUE = 16  # struct xdp_md
 _NO_OTHERS: Final[Mapping[int, str]] = MappingProxyType({})
 
@@ -81,20 +81,25 @@ def steering_code(
     asm.label("pass")
     asm.alu(R.R7, "=", _XDP_PASS)
     asm.label("count")
-    _emit_counters(asm, counters, "out")
-    passed = asm.new_label("passed")
-    asm.jump_if(R.R7, "!=", _XDP_REDIRECT, passed)
-    _emit_increment(asm, COUNTER_REDIRECTED)
-    asm.jump("out")
-    asm.label(passed)
-    _emit_increment(asm, COUNTER_PASSED)
-    asm.label("out")
-    asm.alu(R.R0, "=", R.R7)
-    asm.exit()
+    _emit_verdict(asm, counters)
     try:
         return asm.code()
     except OverflowError:
         raise FilterError(f"{len(nodes)} filters are too big together: {len(asm)} instructions") from None
+
+
+def wrapper_code(counters: PerCpuArrayMap, *, generic: bool = False) -> bytes:
+    """Assemble what stands before a user's program: it calls the code behind its end and counts the verdicts."""
+    asm = Assembler()
+    asm.alu(R.R6, "=", R.R1)
+    if generic:
+        _emit_bypass(asm, counters)
+    asm.alu(R.R1, "=", R.R6)
+    asm.call_code("user")
+    asm.alu(R.R7, "=", R.R0)
+    _emit_verdict(asm, counters)
+    asm.label("user")
+    return asm.code()
 
 
 def live_pass_code(counters: PerCpuArrayMap, *, generic: bool = False) -> bytes:
@@ -111,6 +116,20 @@ def live_pass_code(counters: PerCpuArrayMap, *, generic: bool = False) -> bytes:
     asm.alu(R.R0, "=", _XDP_PASS)
     asm.exit()
     return asm.code()
+
+
+def _emit_verdict(asm: Assembler, counters: PerCpuArrayMap) -> None:
+    """Count the verdict in R7, and return it."""
+    _emit_counters(asm, counters, "out")
+    asm.jump_if(R.R7, "==", _XDP_REDIRECT, "redirected")
+    asm.jump_if(R.R7, "!=", _XDP_PASS, "out")
+    _emit_increment(asm, COUNTER_PASSED)
+    asm.jump("out")
+    asm.label("redirected")
+    _emit_increment(asm, COUNTER_REDIRECTED)
+    asm.label("out")
+    asm.alu(R.R0, "=", R.R7)
+    asm.exit()
 
 
 def _emit_counters(asm: Assembler, counters: PerCpuArrayMap, missing: str) -> None:

@@ -6,8 +6,8 @@ later fragment) stays `_ABSENT`, which no test matches. `emit_test` then jumps o
 `pagepool.drivers.af_xdp.filter.meaning` says what is right; this file follows it.
 
 Every fact is a 32-bit word on the stack, in the upper half of an 8-byte slot: there the verifier keeps no record of
-its value, so that its search does not grow with the alternatives of a long filter. Words of MAC and host numbers stay
-in network order, as do the constants that they are compared with.
+its value, so that its search does not grow with the alternatives of a long filter. The lower halves are free. Words of
+MAC and host numbers stay in network order, as do the constants that they are compared with.
 
 =====  ==============================
 R2     where it reads in the frame
@@ -51,7 +51,7 @@ from pagepool.drivers.af_xdp.filter.tree import (
     Vlan,
 )
 
-__all__ = ["STACK_BYTES", "emit_facts", "emit_test"]
+__all__ = ["emit_facts", "emit_test"]
 
 _ABSENT: Final = 0x7FFF_FFFF
 _MD_DATA, _MD_DATA_END = 0, 4  # struct xdp_md
@@ -77,8 +77,6 @@ class _Fact(IntEnum):
     DST_HOST = 18  # four words
 
 
-_NR_FACTS: Final = 22
-STACK_BYTES: Final = 8 * _NR_FACTS  # below R10
 _TYPES: Final = (_Fact.TYPE, _Fact.TYPE_BEHIND, _Fact.TYPE_BEHIND_TWO)
 _TAGS: Final = (_Fact.TAG, _Fact.TAG_BEHIND)
 _ETHERNET_FACTS: Final = frozenset({*_TYPES, *_TAGS, _Fact.MAC})
