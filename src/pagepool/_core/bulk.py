@@ -22,6 +22,7 @@ from cython.cimports.cpython.buffer import (
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import PG_HANDLE, PG_LENT, pg_slot, pg_state
 from cython.cimports.pagepool._core.atomic import PP_GIL_DISABLED, pp_cas64, pp_load64, pp_thread_id, pp_unlikely
+from cython.cimports.pagepool._core.lease import new_lease
 from cython.cimports.pagepool._core.page import KIND_HOLDER, Page
 from cython.cimports.pagepool._core.tiers import CACHE_SIZE, NO_MAP
 
@@ -239,6 +240,55 @@ class Bulk(Control):
         if word & PG_HANDLE or not pp_cas64(at, word, word | PG_HANDLE):
             raise PagePoolError(f"page {id} has a handle already")
         return self.new_page(number, KIND_HOLDER, offset, length)
+
+    def lease(self, ids, offset: int = 0, length: int = -1):
+        """Take one more reference to each of some pages, whoever owns them.
+
+        Parameters
+        ----------
+        ids : buffer of uint32, or int
+            Pages that the caller holds, by id: of a batch, or from `alloc_bulk`. An int makes a lease of one dimension.
+        offset, length : int
+            Bytes of each page that the lease shows; all of it by default.
+
+        Returns
+        -------
+        Lease
+            The pages may be put meanwhile, in any way; each comes home when the lease, and what was made of it, is
+            gone too.
+
+        Raises
+        ------
+        ForeignPageError
+            An id is not lent by this pool; no reference is kept.
+
+        Notes
+        -----
+        Context: any thread.
+        """
+        view: Py_buffer
+        number: uint32_t
+        if length < 0:
+            length = max(0, self.object_bytes - offset)
+        if offset < 0 or offset + length > self.object_bytes:
+            raise ValueError(f"offset {offset} and length {length} do not fit {self.object_bytes} bytes")
+        if isinstance(ids, int):
+            if not 0 <= ids < self.nr_pages:
+                raise ForeignPageError(f"page {ids} is not in the arena of {self!r}")
+            number = ids
+            return new_lease(self, cython.address(number), 1, offset, length, True)
+        _get_ids(ids, cython.address(view), PyBUF_SIMPLE)
+        try:
+            return new_lease(
+                self,
+                cython.cast(cython.pointer[uint32_t], view.buf),
+                cython.cast(uint32_t, view.len // 4),
+                offset,
+                length,
+                False,
+            )
+        finally:
+            PyBuffer_Release(cython.address(view))
 
     def dma_addrs(self, ids, out) -> int:
         """Where the device finds many pages.

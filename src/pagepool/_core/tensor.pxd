@@ -76,6 +76,7 @@ cdef object export_capsule(object exporter, tuple device, object stream, object 
                            object copy, bint is_copy)
 cdef int fill_tensor(pp_export_t *made, DLTensor *tensor, int32_t device_type, int32_t device_id) except -1
 cdef int take_copy(pp_export_t *made, DLTensor *tensor) except -1
+cdef int must_go_forward(pp_export_t *made, int ndim) except -1
 cdef tuple check_device(object device, tuple own)
 cdef bint wants_versioned(object max_version) except -1
 cdef void end_export(pp_export_t *made) noexcept nogil

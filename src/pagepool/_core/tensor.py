@@ -104,6 +104,7 @@ def export_capsule(exporter, device, stream, max_version, dl_device, copy, is_co
         if copy is not None and copy and not is_copy:
             take_copy(made, tensor)
             is_copy = True
+        must_go_forward(made, tensor.ndim)
         if not versioned and not is_copy and made.view.readonly:
             raise BufferError(
                 "this memory is read-only, which a capsule without a version cannot say: ask with max_version=(1, 0), "
@@ -168,6 +169,18 @@ def take_copy(made, tensor):
     if tensor.data != cython.NULL:
         tensor.data = made.copy
     PyBuffer_Release(view)
+    return 0
+
+
+def must_go_forward(made, ndim):
+    # The standard is silent; torch 2.13 ends the whole process when it meets one.
+    i: cython.int
+    for i in range(ndim):
+        if made.strides[i] < 0 and made.shape[i] > 1:
+            raise BufferError(
+                "the rows lie backwards in memory, which not every consumer of DLPack survives: ask with copy=True, or "
+                "take the array (numpy.asarray)"
+            )
     return 0
 
 
