@@ -7,8 +7,10 @@ import socket
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 from core_doubles import mapping, memory
+from xdp_doubles import RecordingQueue
 
 from pagepool import PagePool
 from pagepool.dma import HostDevice
@@ -123,4 +125,63 @@ def test_two_megabytes_received_into_a_tensor(torch: Any) -> None:
     page.put()
     assert pool.lent == 1
     del tensor
+    assert pool.lent == 0
+
+
+# -- batches ------------------------------------------------------------------------------------------------------
+
+
+def batch_of(pool: PagePool, n: int, **how: Any) -> Any:
+    """Frames of 60 bytes, each of its number, on pages that ascend."""
+    ids = sorted(pool.alloc_bulk(n))
+    if how.pop("scattered", False):
+        ids[0], ids[1] = ids[1], ids[0]
+    pool.put_bulk(np.array(ids[::-1], np.uint32))
+    return RecordingQueue(pool).batch([bytes([i]) * 60 for i in range(n)], **how)
+
+
+def test_a_batch_is_a_tensor_and_its_verdicts_come_from_it(torch: Any, pool: PagePool) -> None:
+    batch = batch_of(pool, 8, offsets=256)
+    tensor = torch.from_dlpack(batch)
+    assert (tuple(tensor.shape), tensor.stride()) == ((8, 60), (4096, 1))
+    assert tensor.data_ptr() == pool.arena.base_vaddr + (int(batch.ids[0]) << 12) + 256
+    even = (tensor[:, 0] % 2 == 0).numpy()
+    batch.tx(even)
+    batch.complete()
+    assert [frame[0] for frame in batch.driver.sent] == [0, 2, 4, 6]
+    assert pool.lent == 8
+    del tensor
+    assert pool.lent == 0
+
+
+def test_a_batch_that_cannot_be_one_ends_no_process(torch: Any, pool: PagePool) -> None:
+    """torch 2.13 aborts on a capsule with negative strides: we make none."""
+    ids = sorted(pool.alloc_bulk(4))
+    pool.put_bulk(np.array(ids, np.uint32))
+    batch = RecordingQueue(pool).batch([bytes([i]) * 60 for i in range(4)])
+    assert batch.ids.tolist() == ids[::-1]
+    for refused in (batch, batch.lease()):
+        with pytest.raises(BufferError, match="backwards"):
+            torch.from_dlpack(refused)
+    assert torch.from_dlpack(batch.headers(60))[:, 0].tolist() == [0, 1, 2, 3]
+    batch.complete()
+
+
+def test_a_scattered_batch_is_gathered_in_one_operation(torch: Any, pool: PagePool) -> None:
+    batch = batch_of(pool, 6, scattered=True)
+    with pytest.raises(BufferError, match="Gather"):
+        torch.from_dlpack(batch)
+    rows = torch.from_dlpack(batch.driver.memory)
+    assert rows.data_ptr() == pool.arena.base_vaddr
+    gathered = rows[:, :60].index_select(0, torch.from_numpy(batch.ids.astype(np.int64)))
+    assert torch.equal(gathered, torch.from_dlpack(batch.headers(60)))
+    assert gathered[:, 0].tolist() == list(range(6))
+    with pytest.raises(IndexError):
+        rows.index_select(0, torch.tensor([pool.arena.nr_pages - 1]))
+    assert "..." in repr(rows)  # it looks at the first and the last rows: all have memory
+    one = torch.from_dlpack(batch[3])
+    batch.complete()
+    assert pool.lent == 1
+    assert one.tolist() == [3] * 60
+    del one
     assert pool.lent == 0

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pagepool._core.tensor import CPU_DEVICE
 from pagepool.xdp.actions import XdpAction
 from pagepool.xdp.buff import XdpBuff
 from pagepool.xdp.driver import U8Array, U32Array, XdpDriver
@@ -55,7 +56,7 @@ class XdpBatch(FrameSet):
     Context: one thread, the queue's owner. Every call after `complete` raises `DeadBatchError`.
     """
 
-    __slots__ = ("__weakref__", "_kept", "_target_index", "_targets", "_verdicts", "_whole")
+    __slots__ = ("__weakref__", "_kept", "_leases", "_target_index", "_targets", "_verdicts", "_whole")
 
     def __init__(self, driver: XdpDriver, ids: U32Array, lengths: U32Array, offsets: int | U32Array) -> None:
         super().__init__(driver, ids, lengths, offsets)
@@ -79,6 +80,54 @@ class XdpBatch(FrameSet):
         for i in range(len(self.ids)):
             if self._kept is None or not self._kept[i]:
                 yield XdpBuff(self, i)
+
+    def __getitem__(self, i: int) -> XdpBuff:
+        """Return frame `i` as an `XdpBuff`, which array libraries take as it is."""
+        return XdpBuff(self, range(len(self.ids))[i])
+
+    # As one tensor, where it is one.
+
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
+    ) -> Any:
+        """Export the frames, ``(n, length) uint8``, as a DLPack capsule: without a copy, or not at all.
+
+        Raises
+        ------
+        BufferError
+            The frames differ in length, or do not lie at equal distances in memory, ascending; with ``copy=True`` only
+            the first. ``headers(n)`` is exported in any case, gathered where it must be.
+
+        Notes
+        -----
+        The tensor holds a reference to each page, as `lease` does.
+        """
+        length = self.one_length()
+        window = self.headers(length) if length else self.lease()
+        return window.__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device, copy=bool(copy))
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return the CPU, ``(1, 0)``: frames are read by it, whatever device has them mapped."""
+        return CPU_DEVICE
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """dict : NumPy's array interface, ``(n, length) uint8``, without a copy.
+
+        An array made of it keeps the batch, and the batch a reference to each page.
+
+        Raises
+        ------
+        BufferError
+            As for ``__dlpack__``, but the frames may lie backwards too.
+        """
+        lease = self.lease()
+        if not lease.strided:
+            raise BufferError(
+                f"the {len(self)} frames lie here and there: headers(n)[:, :] gathers them, and batch[i] is one of them"
+            )
+        self._leases = [*getattr(self, "_leases", ()), lease]
+        return lease.__array_interface__  # type: ignore[no-any-return]
 
     # What becomes of it.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pagepool._core.tensor import array_interface
 from pagepool.xdp.actions import XdpAction
 
 if TYPE_CHECKING:
@@ -39,6 +40,34 @@ class XdpBuff:
     def data(self) -> memoryview:
         """memoryview : the frame, writable, ``(data_len,) uint8``; it does not hold the page."""
         return self._batch.frame(self.index)
+
+    # For array libraries: each export holds the page, past the end of the batch, and leaves the verdict alone.
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """Return the frame as a buffer that holds its page (Python 3.12 and newer ask for it)."""
+        return memoryview(self._batch.lease_frame(self.index))
+
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
+    ) -> Any:
+        """Export the frame, ``(data_len,) uint8``, as a DLPack capsule; parameters and errors as `Page.__dlpack__`.
+
+        Raises
+        ------
+        BufferError
+            The frame was kept: export its `Page`.
+        """
+        lease = self._batch.lease_frame(self.index)
+        return lease.__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return DLPack's type and number of the memory's device."""
+        return self._batch.lease_frame(self.index).__dlpack_device__()  # type: ignore[no-any-return]
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """dict : NumPy's array interface; its ``data`` holds the page."""
+        return array_interface(self._batch.lease_frame(self.index))
 
     @property
     def data_len(self) -> int:

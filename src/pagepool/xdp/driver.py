@@ -47,6 +47,9 @@ class FramePool(Protocol):
     def page(self, id: int, offset: int = 0, length: int = -1) -> Any:
         """Return a `Page` handle that takes over the caller's ownership of `id`."""
 
+    def lease(self, ids: Any, offset: int = 0, length: int = -1) -> Any:
+        """Return a `Lease`: one more reference to each page, and a buffer over them."""
+
     def dma_addrs(self, ids: Any, out: Any) -> int:
         """Write the ``dma_addr`` of each page to `out`, ``(n,) uint64``; return how many."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pagepool._core.params import PAGE_SIZE
+from pagepool._core.tensor import CPU_DEVICE, capsule
 from pagepool.xdp.driver import FramePool, U8Array
 
 __all__ = ["FrameMemory"]
@@ -73,6 +74,26 @@ class FrameMemory:
         self._memory = pool.memory
         self._window: U8Array = np.empty(0, np.uint8)  # opened by the first view that leaves this room
         self.page_bytes = PAGE_SIZE << int(pool.params.order)
+
+    # As a tensor: the rows that have memory behind them, so that no index can fault.
+
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
+    ) -> Any:
+        """Export the pool's memory as a DLPack capsule, ``(pages, 4096) uint8``; row ``id`` is page ``id``.
+
+        To gather by a batch's ``ids`` with one call of the consumer's. It shows all pages, whoever holds them, and what
+        each is used for at the moment; nothing is held but the slabs, which cannot be given back meanwhile. It ends
+        before the first hole and at what was committed when it was made: an id beyond is an error of the index.
+        """
+        return capsule(self._rows_now(), stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return the CPU, ``(1, 0)``."""
+        return CPU_DEVICE
+
+    def _rows_now(self) -> U8Array:
+        return np.frombuffer(self._memory.view(), np.uint8).reshape(-1, PAGE_SIZE)
 
     def frame(self, page_id: int, offset: int, length: int) -> U8Array:
         """Return a writable view, ``(length,) uint8``, of part of a page that the caller holds.

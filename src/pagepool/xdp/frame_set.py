@@ -124,6 +124,85 @@ class FrameSet:
             raise ValueError(f"frame {i}: {length} bytes at offset {offset} do not lie in its page")
         return self._driver.memory.frame(int(self.ids[i]), offset, length).data
 
+    def lease(self, n_bytes: int | None = None, at: int = 0) -> Any:
+        """Hold the pages of all frames beyond the end of the batch, whatever their verdicts.
+
+        Parameters
+        ----------
+        n_bytes : int, optional
+            Bytes of each frame that the lease shows; by default whole frames, which must be of one length then.
+        at : int
+            Bytes from a frame's first byte to the first shown.
+
+        Returns
+        -------
+        Lease
+            References only: the batch still owns its frames, and its verdicts are carried out. Each page comes home
+            when the lease, and every array and tensor made of it, has gone too. Where the pages lie at equal distances
+            (``strided``) it is an ``(n, n_bytes) uint8`` buffer.
+
+        Raises
+        ------
+        BufferError
+            The frames differ in length or in where they start, or one was kept: they are no rectangle.
+        ValueError
+            The window leaves the page.
+        """
+        self.check_alive()
+        if self.kept_or_none is not None and self.kept_or_none.any():
+            raise BufferError("frames were kept: the Page of each is its tensor")
+        offset = self._offset
+        if self._offsets is not None and len(self):
+            offset = int(self._offsets[0])
+            if (self._offsets != offset).any():
+                raise BufferError("the frames start at different bytes of their pages: headers() gathers them")
+        if n_bytes is None:
+            n_bytes = self.one_length() - at
+        if n_bytes < 0 or at < 0:
+            raise ValueError(f"lease({n_bytes}, at={at}): neither may be negative")
+        return self._driver.pool.lease(self.ids, offset + at, n_bytes)
+
+    def one_length(self) -> int:
+        """Return the length of every frame, in bytes; 0 for no frames.
+
+        Raises
+        ------
+        BufferError
+            They differ.
+        """
+        length = int(self.lengths[0]) if len(self) else 0
+        if (self.lengths != length).any():
+            raise BufferError(
+                f"frames of {self.lengths.min()} to {self.lengths.max()} bytes are no rectangle: say how many bytes "
+                "of each, by headers(n_bytes)"
+            )
+        return length
+
+    def lease_frame(self, i: int) -> Any:
+        """Hold the page of frame `i` beyond the end of the batch, whatever its verdict.
+
+        Returns
+        -------
+        Lease
+            A ``(length,) uint8`` buffer of the frame; as `lease`.
+
+        Raises
+        ------
+        BufferError
+            The frame was kept: its `Page` is the buffer.
+        """
+        self.check_alive()
+        i = range(len(self.ids))[i]
+        if self.kept_or_none is not None and self.kept_or_none[i]:
+            raise BufferError(f"frame {i} was kept: its Page is the tensor")
+        offset = self._offset if self._offsets is None else int(self._offsets[i])
+        return self._driver.pool.lease(int(self.ids[i]), offset, int(self.lengths[i]))
+
+    @property
+    def kept_or_none(self) -> npt.NDArray[np.bool_] | None:
+        """(n,) bool or None : which frames are not the batch's any more; here none ever leaves."""
+        return None
+
     def adjust_head(self, delta: int, mask: Any = None) -> None:
         """Move the start of frames, as ``bpf_xdp_adjust_head``: negative grows into the headroom.
 

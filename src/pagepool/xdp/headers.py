@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagepool._core.params import PAGE_SIZE
+from pagepool._core.tensor import CPU_DEVICE, capsule
 from pagepool.xdp.driver import U8Array, U32Array
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class _Frames(Protocol):
     @property
     def lengths(self) -> U32Array: ...
     def check_alive(self) -> None: ...
+    def lease(self, n_bytes: int | None = None, at: int = 0) -> Any: ...
 
 
 class Headers:
@@ -50,6 +52,8 @@ class Headers:
         Scattered straight into DMA memory, broadcast as NumPy does.
     ``np.asarray(h)``
         All of it, ``(n, n_bytes) uint8``, copied.
+    ``torch.from_dlpack(h)``
+        All of it, the frames themselves where they happen to be one tensor, else gathered.
 
     Attributes
     ----------
@@ -137,6 +141,41 @@ class Headers:
             raise ValueError("the headers of a batch lie in different pages: an array of them is a copy")
         rows: npt.NDArray[Any] = self[:, :]
         return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
+    ) -> Any:
+        """Export the window as a DLPack capsule, ``(n, n_bytes) uint8``.
+
+        Where the pages lie at equal distances, ascending, it is the frames themselves, and holds a reference to each
+        page (`XdpBatch.lease`); else it is gathered, and the capsule says that it is a copy. ``copy=True`` and
+        ``copy=False`` insist on one of the two.
+
+        Raises
+        ------
+        BufferError
+            ``copy=False``, and it would take one.
+        """
+        if copy is False or (copy is None and self._may_be_one()):
+            try:
+                lease = self._batch.lease(self.n_bytes, self.at)
+                return lease.__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device or CPU_DEVICE)
+            except BufferError:
+                if copy is not None:
+                    raise
+        return capsule(self[:, :], stream=stream, max_version=max_version, dl_device=dl_device, is_copy=True)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return the CPU, ``(1, 0)``."""
+        return CPU_DEVICE
+
+    def _may_be_one(self) -> bool:
+        """Whether asking for a lease can be worth it: a look at three pages, where a lease takes all."""
+        ids = self._batch.ids
+        if len(ids) < 2:
+            return True
+        first, step = int(ids[0]), int(ids[1]) - int(ids[0])
+        return step > 0 and int(ids[-1]) - first == step * (len(ids) - 1)
 
     def __getitem__(self, key: Any) -> Any:
         self._batch.check_alive()
