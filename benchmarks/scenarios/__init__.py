@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The scenarios, one a file, in the order of the table."""
 
-from benchmarks.scenarios import baseline, bulk, cross_thread, fast_path, handles, mempool, ptr_ring, slow
+from benchmarks.scenarios import baseline, bulk, cross_thread, fast_path, handles, mempool, ptr_ring, slow, tensors
 
 __all__ = ["CASES"]
 
@@ -14,5 +14,6 @@ CASES = {
     "cross_thread": cross_thread.cases,
     "bulk": bulk.cases,
     "handles": handles.cases,
+    "tensors": tensors.cases,
     "mempool": mempool.cases,
 }
