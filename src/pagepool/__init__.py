@@ -5,6 +5,8 @@ Pages are allocated once, mapped for the device once, recycled for ever, counted
 holds public names only.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from pagepool._core.page import Page
 from pagepool._core.page_pool import PagePool
 from pagepool._core.params import NUMA_NO_NODE, DmaDir, MapGranularity, PagePoolParams, PPFlag
@@ -12,6 +14,9 @@ from pagepool._core.registry import pools
 from pagepool._core.stats import Holder, PoolStats
 from pagepool.memory import MemoryKind, PageAllocator, default_allocator
 from pagepool.system_pool import system_pool
+
+if TYPE_CHECKING:
+    from pagepool.shared import SharedPool, attach
 
 __all__ = [
     "NUMA_NO_NODE",
@@ -25,7 +30,18 @@ __all__ = [
     "PagePool",
     "PagePoolParams",
     "PoolStats",
+    "SharedPool",
+    "attach",
     "default_allocator",
     "pools",
     "system_pool",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What needs NumPy comes when it is asked for.
+    if name in ("SharedPool", "attach"):
+        from pagepool import shared
+
+        return getattr(shared, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

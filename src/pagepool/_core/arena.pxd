@@ -75,6 +75,8 @@ cdef class Arena:
     cdef public object keep_alive         # what owns the memory
     cdef public uint32_t reserve_pages    # the last so many free pages are for emergencies
     cdef readonly dict dma_maps           # (id(dev), dma_dir) -> DmaMap
+    cdef readonly uint64_t pools_made     # ever, dead ones included: their data may lie in free pages
+    cdef public object only_pools         # why no more pools may come, or None
     cdef list _free_slots
     cdef uint32_t _next_slot
     cdef uint32_t _lock                   # guards everything below

@@ -31,6 +31,8 @@ from cython.cimports.posix.mman import (
     munmap,
 )
 
+from pagepool.errors import PagePoolError
+
 if not cython.compiled:
     raise ImportError("pagepool._core is compiled: run `make build`, or `pip install .`")
 
@@ -345,6 +347,9 @@ class Arena:
     # -- pools of this arena -------------------------------------------------------------------------------------
 
     def new_slot(self):
+        if self.only_pools is not None:
+            raise PagePoolError(f"no other pool may use {self!r}: {self.only_pools}")
+        self.pools_made += 1
         if self._free_slots:
             return self._free_slots.pop()
         if self._next_slot > 0xFFFF:

@@ -10,6 +10,8 @@ class Arena:
     keep_alive: object
     reserve_pages: int
     follow_cpu: bool
+    pools_made: int
+    only_pools: str | None
     dma_maps: dict[tuple[int, int], Any]
     def __init__(self, base_vaddr: int, nr_slabs: int) -> None: ...
     def add_slab(self, index: int, nid: int = 0) -> None: ...

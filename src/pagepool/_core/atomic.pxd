@@ -11,6 +11,7 @@ cdef extern from "pp_atomic.h" nogil:
     uint64_t pp_load64_acquire(const uint64_t *p)
     uint32_t pp_load32_acquire(const uint32_t *p)
     void pp_store32_release(uint32_t *p, uint32_t v)
+    void pp_fence()
     uint64_t pp_add64(uint64_t *p, uint64_t v)
     uint64_t pp_sub64(uint64_t *p, uint64_t v)
     uint32_t pp_add32(uint32_t *p, uint32_t v)

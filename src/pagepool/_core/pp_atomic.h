@@ -30,6 +30,10 @@ static inline uint64_t pp_load64_acquire(const uint64_t *p) { return __atomic_lo
 static inline uint32_t pp_load32_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void pp_store32_release(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 
+/* Full: a store before it is seen by whoever then misses what is loaded after it; for "publish, then look whether the
+ * other side sleeps", which acquire and release do not order. */
+static inline void pp_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
 /* Read-modify-write, acquire and release at once; the old value comes back. */
 static inline uint64_t pp_add64(uint64_t *p, uint64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
 static inline uint64_t pp_sub64(uint64_t *p, uint64_t v) { return __atomic_fetch_sub(p, v, __ATOMIC_ACQ_REL); }

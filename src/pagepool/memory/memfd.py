@@ -16,6 +16,7 @@ import weakref
 from pagepool._core.params import SLAB_SIZE
 from pagepool.memory import _libc
 
+_F_SEAL_FUTURE_WRITE = 0x0010  # Linux 5.1; not in the fcntl module of every supported Python
 _MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; without it or its opposite the kernel logs a warning
 
 
@@ -49,7 +50,41 @@ class MemoryFile:
         self.fd = _create((os.MFD_HUGETLB | os.MFD_HUGE_2MB) if huge else 0)
         self._finalizer = weakref.finalize(self, os.close, self.fd)
         self._finalizer.atexit = False
+        self.frozen_for: str | None = None
+        # Nobody else opens it through /proc/PID/fd: a descriptor for reading stays one.
+        os.fchmod(self.fd, 0o600)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+
+    def freeze(self, *, writers: bool) -> None:
+        """Seal the file as it is, before others get it: it neither grows nor takes another seal. Idempotent.
+
+        Parameters
+        ----------
+        writers : bool
+            Whether others may map it for writing. If not, no new writable mapping, write(2) or hole is possible any
+            more, through whatever descriptor, by whatever user; ours that are mapped already stay writable.
+
+        Raises
+        ------
+        OSError
+            ``EINVAL``: the kernel does not know one of the seals (before Linux 5.1). ``EPERM``: it was frozen the
+            other way.
+        """
+        if self.frozen_for is None:
+            seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | (0 if writers else _F_SEAL_FUTURE_WRITE)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+            self.frozen_for = "writers" if writers else "readers"
+        elif writers != (self.frozen_for == "writers"):
+            raise OSError(errno.EPERM, f"the memory file is sealed for {self.frozen_for} already")
+
+    @property
+    def can_punch(self) -> bool:
+        """Whether pages can be taken out of the file again."""
+        return self.frozen_for != "readers"
+
+    def open_read_only(self) -> int:
+        """Return a new descriptor of the file that can be mapped for reading only; the caller closes it."""
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     @property
     def size_bytes(self) -> int:

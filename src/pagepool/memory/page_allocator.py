@@ -9,6 +9,7 @@ mapped until the arena gives it up.
 
 from __future__ import annotations
 
+import fcntl
 import threading
 import weakref
 from collections import Counter
@@ -273,6 +274,36 @@ class PageAllocator:
         """
         file = self._slabs.source.file
         return None if file is None or file.closed else file.fd
+
+    def freeze(self, *, writers: bool) -> None:
+        """Make the memory file ready for other processes: committed whole, it never changes its size again.
+
+        Parameters
+        ----------
+        writers : bool
+            Whether others may write to it. If not, the kernel refuses everybody else a writable mapping for good.
+
+        Raises
+        ------
+        ValueError
+            The memory is private, or it grows as it goes (`commit` was not given).
+        OSError
+            The kernel does not know the seals (before Linux 5.1), or it was frozen the other way.
+        """
+        with self._lock:
+            file = self._slabs.source.file
+            if file is None or file.closed:
+                raise ValueError(f"{self!r} is no memory file: make it with kind='memfd'")
+            if not self._fixed:
+                raise ValueError(f"{self!r} grows as it goes; what others map needs commit=True")
+            file.freeze(writers=writers)
+
+    def dup_fd(self, *, writable: bool) -> int:
+        """Return a new descriptor of the memory file, for another process; the caller closes it."""
+        file = self._slabs.source.file
+        if file is None or file.closed:
+            raise ValueError(f"{self!r} has no open memory file")
+        return fcntl.fcntl(file.fd, fcntl.F_DUPFD_CLOEXEC, 0) if writable else file.open_read_only()
 
     def view(self) -> memoryview:
         """Return the arena as one writable memoryview of bytes, from page 0 to the first hole.

@@ -153,9 +153,9 @@ class SlabSource:
             The kernel has no room to note the hole (vm.max_map_count): the slab is still there, its content
             may be lost.
         """
-        if slab.kind.is_shared:
+        if slab.kind.is_shared and (self.file is None or self.file.can_punch):
             # Unmapping alone would leave the pages in the file: punch them out. By vaddr, so that it works
-            # when the descriptor is closed.
+            # when the descriptor is closed. A file that is frozen keeps them until the last who maps it lets go.
             _libc.madvise(self.reservation.slab_vaddr(index), SLAB_SIZE, _libc.MADV_REMOVE)
         self.reservation.close_hole(index)
 

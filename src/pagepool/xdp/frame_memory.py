@@ -32,7 +32,7 @@ class _ArenaBytes:
             "version": 3,
             "shape": (self.arena.size_bytes,),
             "typestr": "|u1",
-            "data": (self.arena.base_vaddr, False),
+            "data": (self.arena.base_vaddr, bool(getattr(self.arena, "is_read_only", False))),
             "strides": None,
         }
 
@@ -48,8 +48,8 @@ class FrameMemory:
     Attributes
     ----------
     flat : (size_bytes,) uint8
-        Byte ``(page_id << 12) + k`` is byte ``k`` of the page. Parts that hold no page may be uncommitted and
-        fault: index it only with ids that are held.
+        Read-only where the memory is another process's and was lent for reading. Byte ``(page_id << 12) + k`` is byte
+        ``k`` of the page. Parts that hold no page may be uncommitted and fault: index it only with ids that are held.
     rows : (nr_pages, 4096) uint8
         The same, one row per 4 KiB page; a page of a higher order spans the rows after its own.
     page_bytes : int

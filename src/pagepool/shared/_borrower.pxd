@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+# Header of _borrower.py: the borrower's end of the rings, and the handle of one borrowed page.
+cimport cython
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+
+from pagepool.shared._ring_layout cimport shared_ring_t
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    int MSG_DONTWAIT
+
+cdef extern from "<sys/mman.h>" nogil:
+    int munmap(void *vaddr, size_t size)
+
+cdef extern from "<unistd.h>" nogil:
+    int close_fd "close"(int fd)
+
+cdef enum:
+    NOGIL_FRAMES = 128       # from this budget on, other Python threads run meanwhile
+    HELD_MAX = 0xFFFF
+
+@cython.final
+cdef class MappedRange:
+    cdef readonly uintptr_t vaddr
+    cdef readonly uint64_t size_bytes
+
+# Neither is cleared by the garbage collector before it is deallocated: a page gives itself back at its end, into rings
+# that must still be mapped then.
+@cython.final
+@cython.no_gc_clear
+cdef class Borrower:
+    cdef object keep_alive                # the mappings of arena and rings
+    cdef uintptr_t base_vaddr
+    cdef uint32_t nr_pages
+    cdef uint32_t object_bytes
+    cdef uint32_t order_mask
+    cdef readonly bint writable
+    cdef shared_ring_t ring
+    cdef uint32_t lock                    # guards all below; pages are given back by any thread
+    cdef uint16_t *held                   # how often each page was lent to us and not given back
+    cdef uintptr_t owner                  # thread that takes; 0 until the first does
+    cdef int bell_fd                      # owned
+    cdef uint32_t taken_mine
+    cdef uint32_t given_mine
+    cdef bint abandoned                   # in a forked child: the rings are the parent's
+    cdef readonly bint closed
+    cdef readonly uint32_t lent           # pages with us
+    cdef readonly int64_t offset          # of all frames of the last take, -1 where they differ
+    cdef readonly uint64_t taken
+    cdef readonly uint64_t given
+    cdef readonly uint64_t rejected       # ids given back that we have not
+    cdef readonly uint64_t bad_descriptors
+    cdef readonly uint64_t bad_indexes
+    cdef readonly uint64_t bells          # times the lender was woken
+
+    cdef int64_t _take(self, uint32_t *ids, uint32_t *lengths, uint32_t *offsets, uint32_t *queues, uint64_t *stamps,
+                       uint32_t budget) noexcept nogil
+    cdef uint32_t _give(self, const uint32_t *ids, uint32_t n) noexcept nogil
+    cdef void _give_locked(self, uint32_t id) noexcept nogil
+    cdef void _publish_locked(self) noexcept nogil
+    cdef void _hang_up_locked(self) noexcept nogil
+
+@cython.final
+@cython.no_gc_clear
+cdef class BorrowedPage:
+    cdef readonly Borrower pool
+    cdef readonly uint32_t id
+    cdef readonly uint32_t offset
+    cdef uint32_t length
+    cdef uint32_t exports
+    cdef uint32_t live                    # 1 until put; taken by an exchange
+    cdef uint32_t owed                    # 1 while the page is still to be given back
+
+    cdef int _must_live(self) except -1
