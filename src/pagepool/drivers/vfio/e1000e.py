@@ -28,14 +28,14 @@ STATUS, STATUS_LINK_UP = 0x0008, 1 << 1
 ICR, ITR, IMS, IMC = 0x00C0, 0x00C4, 0x00D0, 0x00D8
 ITR_20_US = 78  # in units of 256 ns
 CAUSE_RECEIVED = 1 << 4 | 1 << 6 | 1 << 7 | 1 << 20  # few buffers left, none left, timer, queue 0
-# 10.2.5 Receive, 10.2.6 transmit, 10.2.7 statistics.
+# 10.2.5 Receive, 10.2.6 transmit, and of the statistics registers MPC.
 RCTL, RCTL_ENABLE, RCTL_ALL, RCTL_BROADCAST, RCTL_STRIP_CRC = 0x0100, 1 << 1, 1 << 3 | 1 << 4, 1 << 15, 1 << 26
 TCTL, TCTL_ENABLE_AND_PAD = 0x0400, 1 << 1 | 1 << 3 | 0x0F << 4 | 0x3F << 12
 RX_RING, TX_RING = 0x2800, 0x3800
 MISSED_PACKETS = 0x4010
 RECEIVE_STATION = 0x5400
 
-#: 7.1.4 Legacy receive descriptor: length, checksum, status, errors, VLAN tag. Errors: RXE, SEQ, SE, CE.
+#: 7.1.3 Legacy receive descriptor: length, checksum, status, errors, VLAN tag. Errors: RXE, SEQ, SE, CE.
 RX_FORMAT = RxFormat(status_shift=32, length_shift=0, error_mask=(1 << 7 | 1 << 2 | 1 << 1 | 1 << 0) << 8)
 #: 7.2.10 Legacy transmit descriptor: end of packet, insert CRC, report status.
 TX_COMMAND = np.uint64((1 << 0 | 1 << 1 | 1 << 3) << 24)
@@ -54,7 +54,7 @@ class E1000eNic(Nic):
 
     def _open(self) -> None:
         self.registers = r = self.device.function.bar(0)
-        # 4.6.3: mask interrupts, reset, mask again: the reset does not last, but its effects do.
+        # 4.6 Initialization: interrupts are masked before the reset, and again after it.
         r.write32(IMC, 0xFFFF_FFFF)
         r.write32(CTRL, r.read32(CTRL) | CTRL_RESET)
         time.sleep(0.01)
@@ -77,7 +77,7 @@ class E1000eNic(Nic):
         r.write32(RCTL, RCTL_ENABLE | RCTL_BROADCAST | RCTL_STRIP_CRC | (RCTL_ALL if self.promiscuous else 0))
 
     def _open_interrupts(self) -> Interrupts:
-        """7.4: one message for everything; reading ICR clears what has come."""
+        """7.4.3: one message for everything; reading ICR clears what has come."""
         interrupts = Interrupts(self.device.function, 1, IrqKind.MSI)
         self.registers.write32(ITR, ITR_20_US)
         return interrupts

@@ -89,6 +89,10 @@ class _Ring:
         """Return the indices of `n` descriptors from index `first` on."""
         return np.arange(first, first + n) & (self.size - 1)
 
+    def write_tail(self) -> None:
+        """Let the device have every descriptor that was written."""
+        self.registers.write32(self.at + TAIL, self.tail & (self.size - 1))
+
     def release(self) -> None:
         """Send every page home; the device must be off."""
         self.posted.put_all()
@@ -171,7 +175,7 @@ class IntelRxRing(_Ring):
                 self.alloc_failed += 1
                 break
         if self.tail != before:
-            self.registers.write32(self.at + TAIL, self.tail & (self.size - 1))
+            self.write_tail()
 
     def collect(self, budget: int) -> tuple[U32Array, U32Array] | None:
         """Return ids and lengths of up to `budget` frames; the pages are the caller's."""
@@ -248,7 +252,7 @@ class IntelTxRing(_Ring):
     def ring_doorbell(self) -> None:
         """Tell the device how far it may send."""
         with self._lock:
-            self.registers.write32(self.at + TAIL, self.tail & (self.size - 1))
+            self.write_tail()
 
     def put_sent(self) -> None:
         """Send the pages of frames home that are on the wire."""

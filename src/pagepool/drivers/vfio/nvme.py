@@ -31,7 +31,7 @@ CLASS_NVME = 0x010802
 CAP, CC, CSTS, AQA, ASQ, ACQ, DOORBELLS = 0x00, 0x14, 0x1C, 0x24, 0x28, 0x30, 0x1000
 CC_ENABLE, CC_ENTRY_SIZES = 1 << 0, 6 << 16 | 4 << 20  # submissions of 64 bytes, completions of 16
 CSTS_READY, CSTS_FATAL = 1 << 0, 1 << 1
-# 5 Admin commands, and the two of the NVM command set that move data (6.9, 6.15).
+# 5 Admin commands, and the two of the NVM command set (6) that move data.
 CREATE_SUBMISSION_QUEUE, CREATE_COMPLETION_QUEUE, IDENTIFY = 0x01, 0x05, 0x06
 WRITE, READ = 0x01, 0x02
 IDENTIFY_NAMESPACE, IDENTIFY_CONTROLLER = 0, 1
@@ -229,7 +229,7 @@ class NvmeDisk:
         self._memory.close()
 
     def _off(self) -> None:
-        """7.6.2: disable it; bus mastering goes first, so that its DMA ends whatever it does."""
+        """7.3.2, controller reset: disable it; bus mastering goes first, so that its DMA ends whatever it does."""
         function = self.device.function
         if function.fd >= 0:
             function.disable_bus_master()

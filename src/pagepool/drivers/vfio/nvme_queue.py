@@ -127,7 +127,7 @@ class NvmeQueue:
         Raises
         ------
         DeviceError
-            ``EIO`` with its status (4.6.1.2), or ``ETIMEDOUT``.
+            ``EIO`` with its status (4.6.1), or ``ETIMEDOUT``.
         """
         deadline = time.monotonic() + seconds
         while (status := self._results[number]) is None:

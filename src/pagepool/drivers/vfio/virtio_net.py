@@ -61,7 +61,7 @@ class VirtioNetNic(Nic):
 
     def _open(self) -> None:
         self._find_structures()
-        self._set_status(0)  # 3.1.1: reset, and wait until it has happened (2.4.1)
+        self._set_status(0)  # 3.1.1: reset, and wait until it has happened (2.4.2)
         deadline = time.monotonic() + 5
         while self._status():
             if time.monotonic() > deadline:
