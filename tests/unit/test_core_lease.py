@@ -7,6 +7,7 @@ import copy
 import gc
 import sys
 import threading
+import weakref
 from array import array
 from typing import Any
 
@@ -148,8 +149,17 @@ def test_a_lease_is_not_made_nor_copied(pool: PagePool) -> None:
         Lease()
     with pytest.raises(TypeError, match="memory of this process"):
         copy.copy(pool.lease(pool.alloc_bulk(1)))
-    assert len(Lease.__new__(Lease)) == 0
-    assert "here and there" in repr(Lease.__new__(Lease))
+    bare = Lease.__new__(Lease)
+    assert (len(bare), len(bare.ids), repr(bare)) == (0, 0, "<Lease of nothing>")
+    for use in (
+        bare.__dlpack__,
+        bare.__dlpack_device__,
+        lambda: bare.__array_interface__,
+        lambda: memoryview(bare),
+        lambda: bare.pool,
+    ):
+        with pytest.raises(TypeError, match=r"PagePool\.lease"):
+            use()
 
 
 def test_it_outlives_the_pool_and_dies_in_any_thread(pool: PagePool) -> None:
@@ -174,21 +184,35 @@ class Watcher:
 
 
 def test_a_cycle_through_a_lease_ends_when_it_is_broken() -> None:
+    """As through a live page: the collector does not see it, and so never clears a pool that is still needed."""
     pool = PagePool(memory=memory())
     ids = pool.alloc_bulk(2)
     watcher = Watcher()
     watcher.kept = pool.lease(ids)
+    assert not gc.is_tracked(watcher.kept)
     pool.put_bulk(ids)
     pool.set_observer(watcher)
-    arena = pool.arena
-    del pool
+    arena, alive = pool.arena, weakref.ref(pool)
+    del pool, watcher
     gc.collect()
-    assert watcher.kept.pool.lent == 2
-    watcher.kept = None
-    del watcher
+    assert alive().lent == 2
+    alive().set_observer(None)
     gc.collect()
+    assert alive() is None
     arena.check()
     assert arena.nr_free_pages == arena.nr_added_pages
+
+
+def test_a_lease_in_garbage_with_its_pool() -> None:
+    for kind in (memoryview, np.asarray, Interface, lambda lease: lease.__dlpack__(max_version=V1)):
+        pool = PagePool(memory=memory())
+        ids = ids_of(sorted(pool.alloc_bulk(4)))
+        box: list[Any] = [pool, kind(pool.lease(ids))]
+        box.append(box)
+        arena = pool.arena
+        del pool, box
+        gc.collect()
+        arena.check()
 
 
 def test_a_device_that_fails_at_the_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,10 +271,10 @@ def test_the_tensor_holds_the_pages(pool: PagePool) -> None:
     tensor = np.from_dlpack(pool.lease(ids))
     array = np.asarray(pool.lease(ids))
     pool.put_bulk(ids)
-    tensor[:] = 3
+    array[:] = 3
+    assert tensor.sum() == 3 * 4 * 4096
     del tensor
     assert pool.lent == 4
-    assert array.sum() == 3 * 4 * 4096
     del array
     assert pool.lent == 0
     pool.check()

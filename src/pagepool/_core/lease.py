@@ -22,6 +22,8 @@ from cython.cimports.cpython.buffer import (
     PyBuffer_FillInfo,
 )
 from cython.cimports.cpython.exc import PyErr_SetObject, PyErr_WriteUnraisable
+from cython.cimports.cpython.object import PyObject
+from cython.cimports.cpython.ref import Py_DECREF, Py_INCREF
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import free, malloc
 from cython.cimports.libc.string import memcpy
@@ -49,7 +51,6 @@ class Lease:
 
     Attributes
     ----------
-    pool : PagePool
     offset, length : int
         The bytes of each page that it shows.
     strided : bool
@@ -68,28 +69,37 @@ class Lease:
 
     def __dealloc__(self):
         i: uint32_t
-        if self.pool is not None:
+        pool: Tiers
+        if self.home != cython.NULL:
+            pool = pool_of(self)
             for i in range(self._n):
                 try:
-                    self.pool.put_id(self._ids[i], -1, self.pool.auto_direct, False)
+                    pool.put_id(self._ids[i], -1, pool.auto_direct, False)
                 except BaseException as error:
                     # A device refused to sync; the page went home all the same. The others follow.
                     if not pp_is_finalizing():
                         PyErr_SetObject(type(error), error)
-                        PyErr_WriteUnraisable(self.pool)
+                        PyErr_WriteUnraisable(pool)
+            Py_DECREF(pool)
         free(self._ids)
 
+    def _must_be_made(self):
+        if self.home == cython.NULL:  # Lease.__new__(Lease)
+            raise TypeError("a Lease comes from PagePool.lease(), it is not made")
+        return 0
+
     def take(self, id):
+        pool: Tiers = pool_of(self)
         at: cython.pointer[uint64_t]
         word: uint64_t
-        if id >= self.pool.nr_pages:
-            raise ForeignPageError(f"page {id} is not in the arena of {self.pool!r}")
-        at = cython.address(self.pool.pages[id].word)
+        if id >= pool.nr_pages:
+            raise ForeignPageError(f"page {id} is not in the arena of {pool!r}")
+        at = cython.address(pool.pages[id].word)
         while True:
             word = pp_load64(at)
             # Spent: the owner of the id has put it, and only views keep it lent.
-            if pg_slot(word) != self.pool.slot or pg_state(word) != PG_LENT or word & PG_SPENT:
-                raise ForeignPageError(f"page {id} is not lent by {self.pool!r}")
+            if pg_slot(word) != pool.slot or pg_state(word) != PG_LENT or word & PG_SPENT:
+                raise ForeignPageError(f"page {id} is not lent by {pool!r}")
             if pg_refs(word) == PG_REF_MAX:
                 raise BufferError(f"page {id} has too many references")
             if pp_cas64(at, word, word + (cython.cast(uint64_t, 1) << PG_REF_SHIFT)):
@@ -117,9 +127,10 @@ class Lease:
 
     def _at(self):
         first: uint64_t = self._ids[0] if self._n else 0
-        return cython.cast(cython.p_char, self.pool.arena.base_vaddr + (first << 12) + self.offset)
+        return cython.cast(cython.p_char, pool_of(self).arena.base_vaddr + (first << 12) + self.offset)
 
     def _must_be_strided(self):
+        self._must_be_made()
         if not self.strided:
             raise BufferError(
                 f"these {self._n} pages do not lie at equal distances: they are no single tensor. Gather them, by "
@@ -165,11 +176,13 @@ class Lease:
         BufferError
             It is not `strided`, not even for a copy.
         """
-        return export_capsule(self, self.pool.dlpack_device(), stream, max_version, dl_device, copy, False)
+        self._must_be_made()
+        return export_capsule(self, pool_of(self).dlpack_device(), stream, max_version, dl_device, copy, False)
 
     def __dlpack_device__(self):
         """Return DLPack's type and number of the memory's device."""
-        return self.pool.dlpack_device()
+        self._must_be_made()
+        return pool_of(self).dlpack_device()
 
     @property
     def __array_interface__(self) -> dict:
@@ -188,6 +201,12 @@ class Lease:
         }
 
     @property
+    def pool(self):
+        """The `PagePool` that the pages belong to."""
+        self._must_be_made()
+        return pool_of(self)
+
+    @property
     def ids(self):
         """The pages, ``array('I')``, a new one."""
         found: c_array = clone(_NO_IDS, self._n, False)
@@ -201,6 +220,8 @@ class Lease:
         raise TypeError("a Lease is memory of this process and cannot be pickled")
 
     def __repr__(self) -> str:
+        if self.home == cython.NULL:
+            return "<Lease of nothing>"
         how = "at equal distances" if self.strided else "here and there"
         return f"<Lease of {self._n} pages of {self.pool!r}, {self.length} bytes of each, {how}>"
 
@@ -208,7 +229,8 @@ class Lease:
 def new_lease(pool, ids, n, offset, length, flat):
     made: Lease = Lease.__new__(Lease)
     i: uint32_t
-    made.pool = pool
+    made.home = cython.cast(cython.pointer[PyObject], pool)
+    Py_INCREF(pool)
     made.offset = offset
     made.length = length
     made.flat = flat

@@ -6,7 +6,8 @@ from pagepool._core.page_pool import PagePool
 
 @final
 class Lease:
-    pool: PagePool
+    @property
+    def pool(self) -> PagePool: ...
     offset: int
     length: int
     strided: bool
