@@ -46,7 +46,8 @@ class VfioDevice:
         files, else type1.
     share : VfioDevice, optional
         Another open device whose I/O address space to join: pages mapped for one are mapped for both, at the
-        same dma_addr, so that frames are redirected between them without a copy.
+        same dma_addr, so that frames are redirected between them without a copy. The interface is the other's,
+        whatever `iommu` says.
     address_bits : int
         What the device can reach, if less than 64 bits.
 
