@@ -390,6 +390,7 @@ def test_no_interrupt_remapping() -> None:
     "vfio_nvme.scattered_pages_there_and_back[8]",
     "vfio_nvme.many_commands_under_way",
     "vfio_nvme.refused_after_unmap",
+    "smoke.kernel_has_not_complained",
 )
 @only_on("newest")
 def test_as_with_containers(what: str) -> None:
@@ -397,7 +398,12 @@ def test_as_with_containers(what: str) -> None:
     run_without_containers(what)
 
 
-@cases("vfio_edu.refused_after_unmap[write]", "vfio_edu.read_only_mapping_holds", "vfio_nics.echo[igb0]")
+@cases(
+    "vfio_edu.refused_after_unmap[write]",
+    "vfio_edu.read_only_mapping_holds",
+    "vfio_nics.echo[igb0]",
+    "smoke.kernel_has_not_complained",
+)
 @only_on("virtio_iommu")
 def test_as_with_containers_behind_virtio_iommu(what: str) -> None:
     run_without_containers(what)

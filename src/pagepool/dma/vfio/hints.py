@@ -117,7 +117,8 @@ _HINTS: dict[tuple[str, int], str | Callable[[], str]] = {
     ("IOAS_MAP", errno.EFAULT): "vaddr is not this process's memory, or may not be written",
     ("DEVICE_BIND_IOMMUFD", errno.EPERM): lambda: unsafe_interrupts("iommufd"),
     ("DEVICE_BIND_IOMMUFD", errno.EINVAL): (
-        "the device is open already: one process, and one VfioDevice in it, may have it"
+        "the device is open already: one process, and one VfioDevice in it, may have it; or its DMA goes past the "
+        "CPU's caches, which is not supported"
     ),
     (
         "DEVICE_BIND_IOMMUFD",

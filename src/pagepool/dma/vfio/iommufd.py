@@ -40,7 +40,9 @@ _FIRST_GUESS = 16  # ranges; IOMMUs have two or three
 def may_use_iommufd(pci: PciSysfs) -> bool:
     """Whether the kernel has iommufd and a character device for this function, and this user may open both."""
     cdev = pci.vfio_cdev
-    return cdev is not None and all(os.access(path, os.R_OK | os.W_OK) for path in (_PATH, cdev))
+    if cdev is None:
+        return False
+    return all(os.access(path, os.R_OK | os.W_OK, effective_ids=True) for path in (_PATH, cdev))
 
 
 class IommufdSpace:
