@@ -231,12 +231,38 @@ def _installed(name: str, requirement: str) -> Answer:
         return Answer(False, f"{name} is not installed: pip install {requirement}")
 
 
+def flow_rules() -> Answer:
+    """Whether an interface here has n-tuple rules in its NIC."""
+    from pagepool import ethtool
+
+    having = []
+    for _, name in socket.if_nameindex():
+        try:
+            state = ethtool.feature(name, ethtool.NTUPLE)
+        except OSError as error:
+            return _why(error, {errno.ENOENT: "the kernel was built without CONFIG_ETHTOOL_NETLINK"})
+        if state.is_on or state.can_change:
+            having.append(f"{name} ({'on' if state.is_on else 'off, can be switched on'})")
+    return Answer(bool(having), ", ".join(having) or "no interface here has a driver with n-tuple rules")
+
+
+def bpf_objects() -> Answer:
+    """Whether XDP programs can be read from object files."""
+    try:
+        import elftools
+    except ImportError:
+        return Answer(False, "pyelftools is not installed: pip install 'pagepool[bpf]'")
+    return Answer(True, f"by pyelftools {elftools.__version__}")
+
+
 PROBES: dict[str, Callable[[], Answer]] = {
     "compiled_core": compiled_core,
     "free_threading": free_threading,
     "root": root,
     "netns": netns,
     "af_xdp": af_xdp,
+    "bpf_objects": bpf_objects,
+    "flow_rules": flow_rules,
     "hugetlb": hugetlb,
     "thp": thp,
     "numa": numa,

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import struct
 
-__all__ = ["object_file"]
+from pagepool.drivers.af_xdp.assembler import Assembler, Helper, R, Size
+
+__all__ = ["counting_program", "object_file"]
+
+_XDP_PASS = 2
+_XSKMAP, _ARRAY = 17, 2
 
 _EM_BPF = 247
 _PROGBITS, _SYMTAB, _STRTAB, _REL = 1, 2, 3, 9
@@ -72,3 +77,27 @@ def object_file(
         "<HHIQQQIHHHHHH", 1, machine, 1, 0, 0, 64 + len(body), 0, 64, 0, 0, 64, len(sections), len(sections) - 1
     )
     return header + body + headers
+
+
+def counting_program(**options: object) -> bytes:
+    """Return a program that counts frames in ``hits[0]`` and redirects all of them by ``xsks_map``."""
+    asm = Assembler()
+    asm.alu(R.R6, "=", R.R1)
+    asm.store(R.R10, -4, 0, Size.U32)
+    asm.alu(R.R2, "=", R.R10)
+    asm.alu(R.R2, "+=", -4)
+    hits = len(asm)
+    asm.load_u64(R.R1, 0)
+    asm.call(Helper.MAP_LOOKUP_ELEM)
+    asm.jump_if(R.R0, "==", 0, "redirect")
+    asm.alu(R.R1, "=", 1)
+    asm.fetch_add(R.R0, 0, R.R1)
+    asm.label("redirect")
+    asm.load(R.R2, R.R6, 16, Size.U32)
+    xsks = len(asm)
+    asm.load_u64(R.R1, 0)
+    asm.alu(R.R3, "=", _XDP_PASS)
+    asm.call(Helper.REDIRECT_MAP)
+    asm.exit()
+    maps = {"xsks_map": (_XSKMAP, 4, 4, 4), "hits": (_ARRAY, 4, 8, 1)}
+    return object_file(asm.code(), maps, {hits: "hits", xsks: "xsks_map"}, **options)  # type: ignore[arg-type]

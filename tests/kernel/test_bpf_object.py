@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from elf_writer import object_file
+from elf_writer import counting_program
 from queues import SMALL, frame_to_near, take
 
 from pagepool.drivers.af_xdp import AfXdpQueue, ObjectFileError, XdpObject
-from pagepool.drivers.af_xdp.assembler import Assembler, Helper, R, Size
 from pagepool.errors import DeviceError
 from pagepool.testing.generator import LiveGenerator
 from pagepool.testing.veth import VethPair
@@ -24,8 +23,6 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns, pytest.mark.needs
 needs_clang = pytest.mark.needs_clang
 
 SOURCES = Path(__file__).parent / "bpf"
-XDP_PASS = 2
-XSKMAP, ARRAY = 17, 2
 Compile = Callable[..., Path]
 
 
@@ -43,34 +40,10 @@ def compiled(tmp_path: Path) -> Compile:
     return compile
 
 
-def hand_made(**options: object) -> bytes:
-    """Return a program that counts frames in ``hits[0]`` and redirects all of them by ``xsks_map``."""
-    asm = Assembler()
-    asm.alu(R.R6, "=", R.R1)
-    asm.store(R.R10, -4, 0, Size.U32)
-    asm.alu(R.R2, "=", R.R10)
-    asm.alu(R.R2, "+=", -4)
-    hits = len(asm)
-    asm.load_u64(R.R1, 0)
-    asm.call(Helper.MAP_LOOKUP_ELEM)
-    asm.jump_if(R.R0, "==", 0, "redirect")
-    asm.alu(R.R1, "=", 1)
-    asm.fetch_add(R.R0, 0, R.R1)
-    asm.label("redirect")
-    asm.load(R.R2, R.R6, 16, Size.U32)
-    xsks = len(asm)
-    asm.load_u64(R.R1, 0)
-    asm.alu(R.R3, "=", XDP_PASS)
-    asm.call(Helper.REDIRECT_MAP)
-    asm.exit()
-    maps = {"xsks_map": (XSKMAP, 4, 4, 4), "hits": (ARRAY, 4, 8, 1)}
-    return object_file(asm.code(), maps, {hits: "hits", xsks: "xsks_map"}, **options)  # type: ignore[arg-type]
-
-
 @pytest.fixture
 def by_hand(tmp_path: Path) -> Path:
     path = tmp_path / "hand_made.o"
-    path.write_bytes(hand_made())
+    path.write_bytes(counting_program())
     return path
 
 
@@ -227,7 +200,7 @@ def test_maps_without_btf(compiled: Compile) -> None:
 )
 def test_hand_made_mistakes(tmp_path: Path, options: dict[str, object], says: str) -> None:
     path = tmp_path / "mistake.o"
-    path.write_bytes(hand_made(**options))
+    path.write_bytes(counting_program(**options))
     with pytest.raises(ObjectFileError, match=says):
         XdpObject(path)
 
@@ -244,7 +217,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
 
 def test_damaged_files_are_refused_or_harmless(tmp_path: Path) -> None:
     """Whatever a byte is changed to: an error that names the file, the kernel's refusal, or a program that loads."""
-    whole = hand_made()
+    whole = counting_program()
     path = tmp_path / "damaged.o"
     chance = random.Random(4711)
     for _ in range(200):

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from commands import COMMAND, assert_refused, rx, started, summary_of, xdp_program
+from elf_writer import counting_program
 from pyroute2 import IPRoute
 
 from pagepool.drivers.af_xdp import AfXdpQueue
@@ -160,6 +161,21 @@ def test_no_permission_without_an_interface_is_the_loopback_nic() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("receiving over loopback NIC")
     assert "EPERM" in done.stdout
+
+
+def test_a_program_of_the_users(veth: VethPair, tmp_path: Path) -> None:
+    path = tmp_path / "counting.o"
+    path.write_bytes(counting_program())
+    with LiveGenerator(veth.far, frame_to_near(veth)) as generator:
+        for program in (str(path), f"{path}:program"):
+            summary = summary_while(generator, 300, "--action", "drop", "--program", program)
+            assert summary["frames"] == 300
+    assert_refused(rx("near", "--program", f"{path}:other"), "no XDP program 'other'", "it has program")
+    assert_refused(rx("near", "--program", str(tmp_path / "none.o")), "no such file", "none.o")
+    assert_refused(rx("near", "--program", __file__), "not an ELF object")
+    refused = rx("near", "--program", str(path), "--filter", "udp")
+    assert refused.returncode == 2
+    assert "leave --filter away" in refused.stderr
 
 
 def test_filter_that_does_not_parse(veth: VethPair) -> None:

@@ -110,6 +110,7 @@ def test_written_frames_can_be_read_again(capsys: pytest.CaptureFixture[str], tm
         (["rx", "--queue", "-1"], 2, "--queue"),
         (["rx", "--action", "keep"], 2, "one of drop, pass, tx"),
         ([*LOOPBACK, "--filter", "udp"], 1, "--filter needs AF_XDP"),
+        ([*LOOPBACK, "--program", "a.o"], 1, "--program needs AF_XDP"),
         ([*LOOPBACK, "--write", "/no/such/folder/x.pcapng"], 1, "No such file or directory"),
         ([*LOOPBACK, "--queue", "4000"], 1, "128"),
         (["rx", "no-such-iface"], 1, "no such interface"),

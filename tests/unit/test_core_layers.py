@@ -28,6 +28,7 @@ HEIGHT = {
     "dma": 2,
     "xdp": 2,
     "napi": 2,
+    "ethtool": 2,  # what an interface can be told
     "kernel_pools": 2,  # the operating system's own pools; knows none of ours
     "system_pool": 3,
     "__init__": 4,
@@ -40,7 +41,7 @@ HEIGHT = {
 }
 # Said on purpose: a probe tries the thing itself, at the call and not at import.
 # `pagepool.attach` needs NumPy, and comes when it is asked for.
-EXCEPTIONS = {("__init__", "shared"), ("probe", "_core"), ("probe", "dma"), ("probe", "drivers")}
+EXCEPTIONS = {("__init__", "shared"), *(("probe", room) for room in ("_core", "dma", "drivers", "ethtool"))}
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport|cimport\s+([\w.]+))", re.MULTILINE)
 
 

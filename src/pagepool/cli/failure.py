@@ -11,7 +11,7 @@ import socket
 import struct
 from fcntl import ioctl
 
-from pagepool.drivers.af_xdp import FilterError, nr_rx_queues
+from pagepool.drivers.af_xdp import FilterError, ObjectFileError, nr_rx_queues
 from pagepool.errors import PagePoolError
 
 __all__ = ["CannotError", "explain", "failure_line", "is_up"]
@@ -35,7 +35,7 @@ def failure_line(error: Exception) -> tuple[str | None, int]:
         return "", int(error.exit_code)
     if isinstance(error, FilterError):
         return f"{_one_line(str(error))}; for example --filter 'udp port 53'", 1
-    if isinstance(error, (CannotError, OSError, PagePoolError)):
+    if isinstance(error, (CannotError, ObjectFileError, OSError, PagePoolError)):
         return _one_line(str(error)), 1
     return None, 1
 
@@ -44,6 +44,8 @@ def explain(error: OSError, ifname: str, queue: int) -> CannotError:
     """Return what to do about a queue that could not be opened."""
     said = _one_line(str(error))
     advice = ""
+    if "verifier: " in said:  # what is wrong is in the program, whatever the errno
+        return CannotError(said)
     if error.errno == errno.ENODEV:
         names = ", ".join(name for _, name in socket.if_nameindex())
         advice = f"the interfaces here: {names}"

@@ -20,8 +20,8 @@ class PciNic(Wire):
     """All queues of one NIC up to the highest asked for: receive-side scaling spreads flows over them."""
 
     def __init__(self, bdf: str, options: WireOptions) -> None:
-        if options.filter != "all":
-            raise CannotError("--filter needs AF_XDP: behind --pci there is no program that could filter")
+        if options.filter != "all" or options.program is not None:
+            raise CannotError("--filter and --program need AF_XDP: behind --pci there is no program that could filter")
         super().__init__(options)
         self.bdf = bdf
 

@@ -23,6 +23,8 @@ _WORDS = {
     "root": "root",
     "netns": "network namespaces",
     "af_xdp": "AF_XDP sockets",
+    "bpf_objects": "XDP programs of yours",
+    "flow_rules": "flow rules in the NIC",
     "hugetlb": "reserved huge pages",
     "thp": "transparent huge pages",
     "numa": "several NUMA nodes",

@@ -44,6 +44,10 @@ def rx_command(
         str,
         typer.Option(metavar="EXPRESSION", help="Frames to take, such as 'udp port 53'; the stack gets the others."),
     ] = "all",
+    program: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.o[:NAME]", help="An XDP program of yours instead of --filter; fills its xsks_map."),
+    ] = None,
     cpu: Annotated[
         list[int] | None,
         typer.Option(metavar="N", min=0, help="Keep a queue's thread on this CPU; one for each queue, in their order."),
@@ -82,7 +86,9 @@ def rx_command(
         action = "forward" if forward else "pass" if ifnames else "drop"
     if not forward and action not in ACTIONS:
         raise typer.BadParameter(f"--action {action}: it is one of {', '.join(ACTIONS)}")
-    options = WireOptions(tuple(dict.fromkeys(queue or (() if forward else (0,)))), filter, rate)
+    options = WireOptions(tuple(dict.fromkeys(queue or (() if forward else (0,)))), filter, rate, program)
+    if program is not None and filter != "all":
+        raise typer.BadParameter("--program decides by itself what to take: leave --filter away")
     if pci is not None and (ifnames or loopback):
         raise typer.BadParameter("--pci is a device of its own: leave IFACE and --loopback away")
     if pci is not None and action == "pass":

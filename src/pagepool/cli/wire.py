@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pagepool import probe
 from pagepool.cli.failure import CannotError, explain, is_up
-from pagepool.drivers.af_xdp import AfXdpQueue, nr_rx_queues, pages_for_queue
+from pagepool.drivers.af_xdp import AfXdpQueue, XdpObject, nr_rx_queues, pages_for_queue
 from pagepool.drivers.loopback import LoopbackNic, LoopbackQueue, UdpFlows
 from pagepool.drivers.rx_queue import RxQueue
 
@@ -41,6 +41,8 @@ class WireOptions:
         Which frames to take; the others go to the stack.
     rate_pps : float or None
         Frames per second of our own generator; None for as fast as it goes.
+    program : str or None
+        An XDP program of the user's instead of the filter: its object file, ``FILE`` or ``FILE:NAME``.
     promiscuous : bool
         Whether to receive what is for other stations too.
     """
@@ -48,6 +50,7 @@ class WireOptions:
     queues: tuple[int, ...] = (0,)
     filter: str = "all"
     rate_pps: float | None = None
+    program: str | None = None
     promiscuous: bool = False
 
 
@@ -118,9 +121,22 @@ class Interface(Wire):
         super().__init__(options)
         self.ifnames = ifnames
 
+    def _program(self, undo: ExitStack) -> XdpObject | None:
+        """Return the user's program, one for each interface: its map has one place for each queue number."""
+        if self.options.program is None:
+            return None
+        path, name = self.options.program, None
+        if not os.path.exists(path) and ":" in path:
+            path, _, name = path.rpartition(":")
+        try:
+            return undo.enter_context(XdpObject(path, name))
+        except FileNotFoundError:
+            raise CannotError(f"no such file: {path}") from None
+
     def _open(self, undo: ExitStack) -> None:
         asked = [(ifname, index) for ifname in self.ifnames for index in self._queues_of(ifname)]
         options = self.options
+        programs = {ifname: self._program(undo) for ifname in self.ifnames}
         first: AfXdpQueue | None = None
         for ifname, index in asked:
             try:
@@ -128,6 +144,7 @@ class Interface(Wire):
                     ifname,
                     index,
                     filter=options.filter,
+                    program=programs[ifname],
                     frames=len(asked) * pages_for_queue(),
                     promiscuous=options.promiscuous,
                     share_umem_with=first,
@@ -224,6 +241,8 @@ class Loopback(Wire):
     """The NIC in software, with generated flows; a pool for each queue, no privilege."""
 
     def __init__(self, options: WireOptions, reason: str = "") -> None:
+        if options.program is not None:
+            raise CannotError("--program needs AF_XDP: run it as root, without --loopback")
         if options.filter != "all":
             raise CannotError(f"--filter needs AF_XDP, and this is the loopback NIC{f' ({reason})' if reason else ''}")
         if max(options.queues) >= _LOOPBACK_QUEUES:
