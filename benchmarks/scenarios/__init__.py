@@ -1,7 +1,18 @@
 # SPDX-License-Identifier: MIT
 """The scenarios, one a file, in the order of the table."""
 
-from benchmarks.scenarios import baseline, bulk, cross_thread, fast_path, handles, mempool, ptr_ring, slow, tensors
+from benchmarks.scenarios import (
+    baseline,
+    bulk,
+    cross_thread,
+    fast_path,
+    filter,
+    handles,
+    mempool,
+    ptr_ring,
+    slow,
+    tensors,
+)
 
 __all__ = ["CASES"]
 
@@ -16,4 +27,5 @@ CASES = {
     "handles": handles.cases,
     "tensors": tensors.cases,
     "mempool": mempool.cases,
+    "filter": filter.cases,
 }
