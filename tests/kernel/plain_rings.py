@@ -59,7 +59,7 @@ def received(ring: RingMap, umem: Umem, count: int, timeout: float = 2.0) -> lis
 
 def steer(ifindex: int, filter: str = "all", mode: WantedMode = "auto", ifname: str = "near") -> Steering:
     """Attach a steering program of its own, past the sharing by interface."""
-    return Steering(ifname, ifindex, filter, mode)
+    return Steering(ifname, ifindex, filter, mode, program=None, owns=False)
 
 
 SMALL = RingSizes(rx=64, tx=64, fill=64, completion=64)
