@@ -80,9 +80,9 @@ def rss_indirection(ifname: str) -> list[int]:
     Raises
     ------
     DeviceError
-        EOPNOTSUPP: the driver has none; the kernel is older than 6.3.
+        EOPNOTSUPP: the driver has none; the kernel is older than 6.2.
     """
-    hints = {errno.EOPNOTSUPP: "the driver has no table, or the kernel is older than 6.3"}
+    hints = {errno.EOPNOTSUPP: "the driver has no table, or the kernel is older than 6.2"}
     raw = _ask(ifname, _RSS_GET, "read the RSS table", hints=hints).get(_RSS_INDIR, b"")
     return array.array("I", raw).tolist()
 
