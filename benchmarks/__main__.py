@@ -13,9 +13,13 @@ from benchmarks.case import Case, Figure
 from benchmarks.machine import describe_machine
 from benchmarks.quiet import quiet
 from benchmarks.report import (
+    drained_rows,
     figure_rows,
+    forwarded_rows,
     received_rows,
+    show_drained,
     show_figures,
+    show_forwarded,
     show_received,
     show_standings,
     standing_rows,
@@ -24,10 +28,13 @@ from benchmarks.report import (
 from benchmarks.rounds import run_rounds
 from benchmarks.scenarios import CASES
 from benchmarks.scenarios.af_xdp import receive_rows
+from benchmarks.scenarios.forward import forward_rows
+from benchmarks.scenarios.queues import queue_rows
 from benchmarks.setting import Setting
 from benchmarks.targets import standings
 
-AF_XDP = "af_xdp"  # not timed in rounds with the others: its receivers are processes of their own
+# Not timed in rounds with the others: whole devices, and processes of their own.
+AF_XDP, FORWARD, QUEUES = DEVICES = ("af_xdp", "forward", "queues")
 
 
 def main() -> None:
@@ -37,19 +44,25 @@ def main() -> None:
     with quiet() as where:
         setting = Setting(where, quick=asked.quick, peers=asked.peers)
         content: dict[str, Any] = {"machine": machine, "setting": asdict(setting)}
-        names = asked.scenario or [*CASES, AF_XDP]
-        figures = _run_cases(setting, names) if set(names) - {AF_XDP} else {}
+        names = asked.scenario or [*CASES, *DEVICES]
+        figures = _run_cases(setting, names) if set(names) - set(DEVICES) else {}
         received = receive_rows(setting) if AF_XDP in names else []
+        forwarded = forward_rows(setting) if FORWARD in names else []
+        drained = queue_rows(setting) if QUEUES in names else []
     setting.progress("")
     reached = standings(figures, received)
     show_figures(figures)
     show_received(received)
+    show_forwarded(forwarded)
+    show_drained(drained)
     show_standings(reached)
     for note in setting.notes:
         print(f"note: {note}")
     content |= {
         "times": figure_rows(figures),
         "receive": received_rows(received),
+        "forward": forwarded_rows(forwarded),
+        "queues": drained_rows(drained),
         "targets": standing_rows(reached),
         "notes": setting.notes,
     }
@@ -68,7 +81,7 @@ def _run_cases(setting: Setting, names: list[str]) -> dict[str, Figure]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of pagepool.")
-    parser.add_argument("scenario", nargs="*", choices=[*CASES, AF_XDP, []], help="all by default")
+    parser.add_argument("scenario", nargs="*", choices=[*CASES, *DEVICES, []], help="all by default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and the machine there")
     parser.add_argument("--quick", action="store_true", help="few, short rounds: not for figures")
     parser.add_argument("--peers", action="store_true", help="also build and run DPDK's rte_mempool, if installed")

@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.case import Figure, Spread, ratio, spread
+from benchmarks.receive.drained import Drained
 from benchmarks.receive.passes import Received, rate_ratio
 from benchmarks.scenarios.af_xdp import PLAIN
+from benchmarks.scenarios.forward import PLAIN_BRIDGE
 from benchmarks.table import Table, show
 from benchmarks.targets import Standing
 
 __all__ = [
+    "drained_rows",
     "figure_rows",
+    "forwarded_rows",
     "received_rows",
+    "show_drained",
     "show_figures",
+    "show_forwarded",
     "show_received",
     "show_standings",
     "standing_rows",
@@ -60,6 +66,24 @@ def received_rows(rows: Sequence[Received]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def forwarded_rows(rows: Sequence[Received]) -> list[dict[str, Any]]:
+    """Return one JSON object a bridge."""
+    return [
+        {
+            "unit": "thousand frames a second",
+            **asdict(row),
+            "spread": asdict(row.spread),
+            "to_plain_bridge": _maybe(_beside(row, rows, PLAIN_BRIDGE)),
+        }
+        for row in rows
+    ]
+
+
+def drained_rows(rows: Sequence[Drained]) -> list[dict[str, Any]]:
+    """Return one JSON object a way and number of threads."""
+    return [{"unit": "thousand frames a second", **asdict(row), "spread": asdict(row.spread)} for row in rows]
 
 
 def standing_rows(standings: Sequence[Standing]) -> list[dict[str, Any]]:
@@ -111,6 +135,53 @@ def show_received(rows: Sequence[Received]) -> None:
                 _number(spread(row.sender_ns).median),
                 f"{to_c.median:.2f}" if to_c else "",
                 f"{to_plain.median:.2f}" if to_plain else "",
+            )
+        )
+    show(table)
+
+
+def show_forwarded(rows: Sequence[Received]) -> None:
+    """Print the table of bridges."""
+    passes = max((len(row.kpps) for row in rows), default=0)
+    table = Table(
+        f"Forwarding between two veth pairs: medians and quartiles of {passes} passes in turns, kpps that arrived",
+        ("bridge", "kpps", "quartiles", "got", "CPU ns/frame", "copied", "to AF_PACKET"),
+        ("bridge",),
+    )
+    for row in rows:
+        beside = _beside(row, rows, PLAIN_BRIDGE)
+        table.rows.append(
+            (
+                row.name,
+                _number(row.spread.median),
+                _quartiles(row.spread),
+                f"{100 * spread(row.got).median:.1f} %",
+                _number(spread(row.cpu_ns).median),
+                "each frame" if row.name == PLAIN_BRIDGE else f"{row.copied:,}",
+                f"{beside.median:.2f}" if beside else "",
+            )
+        )
+    show(table)
+
+
+def show_drained(rows: Sequence[Drained]) -> None:
+    """Print the table of one thread and two."""
+    rounds = max((len(row.kpps) for row in rows), default=0)
+    table = Table(
+        f"Two queues, rings filled before: medians and quartiles of {rounds} rounds in turns, kpps of both together",
+        ("row", "kpps", "quartiles", "CPU ns/frame", "to 1 thread", "its quartiles"),
+        ("row",),
+    )
+    for row in rows:
+        speedup = spread(row.speedup)
+        table.rows.append(
+            (
+                row.name,
+                _number(row.spread.median),
+                _quartiles(row.spread),
+                _number(spread(row.cpu_ns).median),
+                f"{speedup.median:.2f}",
+                f"{speedup.q1:.2f} to {speedup.q3:.2f}",
             )
         )
     show(table)

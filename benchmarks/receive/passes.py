@@ -58,6 +58,8 @@ class Received:
     sender_ns : list of float
         Nanoseconds of the generator's CPU time per frame sent, delivery included: where this is the inverse of the
         rate, the sender's side is the limit, and the receiver only in so far as it makes delivery dearer.
+    copied : int
+        Frames that a bridge says it copied, in all passes.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Received:
     got: list[float] = field(default_factory=list)
     cpu_ns: list[float] = field(default_factory=list)
     sender_ns: list[float] = field(default_factory=list)
+    copied: int = 0
 
     @property
     def spread(self) -> Spread:
@@ -90,6 +93,7 @@ def run_passes(
     chunk_frames: int,
     cpu: int,
     progress: Callable[[str], None],
+    arrived: Callable[[], int] | None = None,
 ) -> list[Received]:
     """Run every receiver `passes` times for `seconds`, in turns.
 
@@ -99,6 +103,9 @@ def run_passes(
         Frames to send before the clock is looked at.
     cpu : int
         Where the receivers run.
+    arrived : callable, optional
+        Says how many frames have come out at the end of the wire, for programs that send them on; by default the
+        programs are asked.
 
     Raises
     ------
@@ -109,7 +116,16 @@ def run_passes(
     for _ in range(passes):
         for receiver, received in zip(receivers, found, strict=True):
             progress(f"{generator_name}: {receiver.name}")
-            _run_one(pair, generator, receiver, received, seconds=seconds, chunk_frames=chunk_frames, cpu=cpu)
+            _run_one(
+                pair,
+                generator,
+                receiver,
+                received,
+                seconds=seconds,
+                chunk_frames=chunk_frames,
+                cpu=cpu,
+                arrived=arrived,
+            )
     return found
 
 
@@ -122,8 +138,10 @@ def _run_one(
     seconds: float,
     chunk_frames: int,
     cpu: int,
+    arrived: Callable[[], int] | None,
 ) -> None:
     process = _start(pair, receiver, cpu)
+    before = arrived() if arrived is not None else 0
     try:
         start, sent, sender = time.monotonic(), 0, time.thread_time()
         while (took := time.monotonic() - start) < seconds:
@@ -137,7 +155,8 @@ def _run_one(
         if process.poll() is None:
             process.kill()
             process.communicate()
-    frames = int(answer["frames"])
+    frames = arrived() - before if arrived is not None else int(answer["frames"])
+    received.copied += int(answer.get("copied", 0))
     received.kpps.append(frames / took / 1e3)
     received.offered_kpps.append(sent / took / 1e3)
     received.got.append(frames / sent)

@@ -19,11 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.receive.arrivals import Arrivals
 from pagepool import PagePool
 from pagepool.drivers.af_xdp import AfXdpQueue
-from pagepool.drivers.af_xdp.assembler import Assembler, R
-from pagepool.drivers.af_xdp.bpf import ArrayMap
-from pagepool.drivers.af_xdp.bpf_program import XdpLink, XdpProgram
 from pagepool.xdp import XdpAction, XdpBatch, XdpBuff, per_frame
 
 __all__ = ["RECEIVERS"]
@@ -53,20 +51,13 @@ def _ready() -> None:
 
 def _xdp_drop(ifname: str, count: Count) -> None:
     """Drop in the kernel and count there: what the generator and the device can do at most."""
-    seen = ArrayMap(1, "pp_bench")
-    asm = Assembler()
-    asm.load_map_value(R.R2, seen.fileno())
-    asm.alu(R.R1, "=", 1)
-    asm.fetch_add(R.R2, 0, R.R1)
-    asm.alu(R.R0, "=", int(XdpAction.DROP))
-    asm.exit()
-    with XdpProgram(asm.code(), "pp_drop") as program, XdpLink(program, socket.if_nametoindex(ifname)):
+    with Arrivals(ifname) as arrivals:
         _ready()
         try:
             while True:
                 signal.pause()
         finally:
-            count.frames = count.matched = seen[0]
+            count.frames = count.matched = arrivals.frames
 
 
 def _judge(batch: XdpBatch, count: Count) -> None:
