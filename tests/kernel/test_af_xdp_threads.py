@@ -113,6 +113,33 @@ def test_a_thread_for_each_queue(veth: VethPair) -> None:
 
 
 @two_queues
+def test_one_thread_for_both_queues_sleeps_and_hears_of_either(veth: VethPair) -> None:
+    senders = by_cpu(veth)
+    with open_queues("near") as queues, QueueThreads(queues, drop, threads=1) as threads:
+        sent = 0
+        for _ in range(10):
+            for cpu in senders.values():
+                with LiveGenerator(veth.far, frame_to_near(veth), cpu=cpu) as generator:
+                    generator.send(50)
+                sent += 50
+                deadline = time.monotonic() + 5
+                while threads.frames < sent and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                assert threads.frames == sent
+        assert all(queue.napi.stats.sleeps > 0 for queue in queues)
+
+
+@two_queues
+def test_one_thread_for_both_hears_that_the_interface_has_gone(veth: VethPair) -> None:
+    with open_queues("near") as queues:
+        timer = threading.Timer(0.2, veth.delete)
+        timer.start()
+        with pytest.raises(DeviceError, match="near queue"):
+            run_queues(queues, drop, seconds=20, threads=1)
+        timer.join()
+
+
+@two_queues
 def test_a_queue_is_opened_and_closed_while_another_runs(veth: VethPair) -> None:
     frame = frame_to_near(veth)
     cpu = max(os.sched_getaffinity(0))

@@ -219,6 +219,65 @@ def test_per_frame_handlers_of_each_queue(nic: LoopbackNic) -> None:
     assert lengths == {60}
 
 
+# -- fewer threads than queues -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_fewer_threads_share_the_queues_between_them(threads: int) -> None:
+    seen: dict[int, set[int]] = {}
+
+    def handler(batch: XdpBatch) -> None:
+        assert batch.driver.pool.is_owner
+        seen.setdefault(threading.get_ident(), set()).add(batch.driver.queue)
+        batch.drop()
+
+    with LoopbackNic(3, UdpFlows(64, count=FRAMES)) as nic:
+        queues = [nic.queue(index) for index in range(3)]
+        frames = run_queues(queues, handler, threads=threads)  # ends by itself
+        assert frames == FRAMES - sum(queue.stats().rx_dropped for queue in queues)
+        groups = [set(range(3)[number::threads]) for number in range(threads)]
+        assert sorted(map(sorted, seen.values())) == sorted(map(sorted, groups))
+        pools = [queue.pool for queue in queues]
+    settled(*pools)
+
+
+def test_one_thread_sleeps_for_all_and_each_of_them_wakes_it() -> None:
+    with LoopbackNic(1, name="a") as left, LoopbackNic(1, name="b") as right:
+        nics = [left, right]
+        for nic in nics:
+            nic.exhausted = False  # something may come yet
+        queues = [nic.queue(0) for nic in nics]
+        with QueueThreads(queues, drop, threads=1) as threads:
+            while not all(queue.napi.stats.sleeps for queue in queues):  # until then they have no buffers
+                time.sleep(0.001)
+            for number in range(50):
+                nics[number % 2].inject([bytes(60)] * 3)
+                deadline = time.monotonic() + 5
+                while threads.frames < 3 * (number + 1) and time.monotonic() < deadline:
+                    time.sleep(0.0005)
+                assert threads.frames == 3 * (number + 1)
+        assert all(queue.napi.stats.sleeps > 0 for queue in queues)
+        assert sum(queue.napi.stats.polls for queue in queues) < 1000  # it slept, it did not spin
+
+
+def test_one_queue_that_stops_leaves_the_others_running(nic: LoopbackNic) -> None:
+    queues = [nic.queue(0), nic.queue(1)]
+    with QueueThreads(queues, drop, threads=1) as threads:
+        queues[0].napi.stop()
+        assert not threads.wait(0.05)
+        before = queues[1].xdp_stats.rx_frames
+        time.sleep(0.05)
+        assert queues[1].xdp_stats.rx_frames > before
+        queues[1].napi.stop()
+        assert threads.wait(10)
+
+
+def test_a_number_of_threads_that_makes_no_sense(nic: LoopbackNic) -> None:
+    for threads in (0, 2):
+        with pytest.raises(ValueError, match="1 to 1"):
+            QueueThreads([nic.queue(0)] if threads == 0 else list(nic._queues.values()), drop, threads=threads)
+
+
 # -- redirects from thread to thread ---------------------------------------------------------------------------------
 
 

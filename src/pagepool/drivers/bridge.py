@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
-from pagepool.drivers.queue_threads import Handler, QueueThreads
+from pagepool.drivers.queue_threads import Handler, run_queues
 from pagepool.drivers.rx_queue import RxQueue
 from pagepool.napi import NAPI_POLL_WEIGHT
 from pagepool.xdp import XdpBatch
@@ -130,13 +131,14 @@ class Bridge:
         self,
         seconds: float | None = None,
         *,
+        threads: int | None = None,
         cpus: Sequence[int] | None = None,
         budget: int = NAPI_POLL_WEIGHT,
         busy_poll_us: float = 0.0,
     ) -> int:
-        """Forward until the time is up, an exception, or Ctrl-C; a thread for each queue, which sleeps without frames.
+        """Forward until the time is up, an exception, or Ctrl-C; threads that sleep without frames.
 
-        Parameters are those of `QueueThreads`, `cpus` in the order of `queues`; returns the frames received.
+        Parameters are those of `QueueThreads`, in the order of `queues`; returns the frames received.
 
         Raises
         ------
@@ -145,9 +147,8 @@ class Bridge:
         BaseException
             What `judge` raised.
         """
-        return QueueThreads(self.queues, self.handlers, cpus=cpus, budget=budget, busy_poll_us=busy_poll_us).run(
-            seconds
-        )
+        how: dict[str, Any] = {"threads": threads, "cpus": cpus, "budget": budget, "busy_poll_us": busy_poll_us}
+        return run_queues(self.queues, self.handlers, seconds=seconds, **how)
 
     def stats(self) -> BridgeStats:
         """Return the figures of this moment."""

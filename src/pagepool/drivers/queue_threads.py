@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A thread for each of several queues, as the kernel's threaded NAPI has one for each instance.
+"""Threads for several queues: one for each, as the kernel's threaded NAPI has, or fewer, each with a poll list.
 
 It starts, pins, stops and joins; what is done with frames is the handlers' business, and a queue of any driver will do.
 Invariant: when `join` returns, no thread polls any more, every batch is completed, every queue belongs to the caller,
@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from typing import Self
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
+from pagepool.drivers.run_together import Handler, run_together
 from pagepool.drivers.rx_queue import RxQueue
 from pagepool.napi import NAPI_POLL_WEIGHT
-from pagepool.xdp import XdpBatch
 
 __all__ = ["Handler", "QueueThreads", "run_queues"]
 
-Handler = Callable[[XdpBatch], object]
+_Group = Sequence[tuple[RxQueue, Handler]]
 
 
 class QueueThreads:
-    """One thread per queue.
+    """One thread per queue, or as many as told.
 
     Parameters
     ----------
@@ -31,19 +31,21 @@ class QueueThreads:
         Open, each once, of any drivers. They stay open.
     handler : callable, or sequence of callables
         ``handler(batch)`` for every batch, in the thread of the batch's queue; one for all, or one for each queue.
+    threads : int, optional
+        How many; queue ``i`` goes to thread ``i % threads``. By default one for each queue: right where frames are
+        sent, and without a GIL. With a GIL, one thread for all does more where frames are only looked at in Python;
+        `docs/forwarding.md` has the figures.
     cpus : sequence of int, optional
-        The CPU that each queue's thread is to stay on; by default the scheduler chooses.
+        The CPU that each thread is to stay on; by default the scheduler chooses.
     budget : int
-        Frames per batch at most. On an interpreter with a GIL, 128 and more let other threads run while a poll moves
-        frames; `docs/forwarding.md` has what that is worth.
+        Frames per batch at most.
     busy_poll_us : float
         Microseconds to poll without a frame before sleeping; ``math.inf`` for never sleeping.
 
     Raises
     ------
     ValueError
-        No queue, one twice, a number of handlers or CPUs that is not the number of queues, or a CPU that this process
-        may not use.
+        No queue, one twice, handlers or CPUs that are too many or too few, or a CPU that this process may not use.
 
     Notes
     -----
@@ -58,13 +60,15 @@ class QueueThreads:
         queues: Iterable[RxQueue],
         handler: Handler | Sequence[Handler],
         *,
+        threads: int | None = None,
         cpus: Sequence[int] | None = None,
         budget: int = NAPI_POLL_WEIGHT,
         busy_poll_us: float = 0.0,
     ) -> None:
         self.queues = list(queues)
         self._handlers = [handler] * len(self.queues) if callable(handler) else list(handler)
-        self._cpus: list[int | None] = [None] * len(self.queues) if cpus is None else list(cpus)
+        self._nr_threads = len(self.queues) if threads is None else threads
+        self._cpus: list[int | None] = [None] * self._nr_threads if cpus is None else list(cpus)
         self._check()
         self._budget = budget
         self._busy_poll_us = busy_poll_us
@@ -89,11 +93,12 @@ class QueueThreads:
         self._stop.clear()
         self._ended.clear()
         self._frames_before = self._frames_now()
-        self._running = len(self.queues)
-        for queue, handler, cpu in zip(self.queues, self._handlers, self._cpus, strict=True):
-            thread = threading.Thread(
-                target=self._work, args=(queue, handler, cpu), name=queue.napi.name or repr(queue), daemon=True
-            )
+        self._running = self._nr_threads
+        pairs = list(zip(self.queues, self._handlers, strict=True))
+        for number, cpu in enumerate(self._cpus):
+            group = pairs[number :: self._nr_threads]
+            name = ", ".join(queue.napi.name for queue, _ in group)
+            thread = threading.Thread(target=self._work, args=(group, cpu), name=name, daemon=True)
             self._threads.append(thread)
             try:
                 thread.start()
@@ -189,13 +194,13 @@ class QueueThreads:
 
     # -- in the threads ----------------------------------------------------------------------------------------------
 
-    def _work(self, queue: RxQueue, handler: Handler, cpu: int | None) -> None:
+    def _work(self, group: _Group, cpu: int | None) -> None:
         try:
             if cpu is not None:
                 os.sched_setaffinity(0, {cpu})  # of this thread alone
-            queue.run(handler, self._budget, until=self._stop.is_set, busy_poll_us=self._busy_poll_us)
+            run_together(group, self._stop.is_set, budget=self._budget, busy_poll_us=self._busy_poll_us)
         except BaseException as error:
-            error.add_note(f"in the thread of {queue!r}")
+            error.add_note(f"in the thread of {', '.join(repr(queue) for queue, _ in group)}")
             with self._lock:
                 self._failures.append(error)
             self.stop()
@@ -230,8 +235,10 @@ class QueueThreads:
             raise ValueError(f"{n} queues: at least one, and each once; a queue has one owner")
         if len(self._handlers) != n:
             raise ValueError(f"{len(self._handlers)} handlers for {n} queues: give one for all, or one for each")
-        if len(self._cpus) != n:
-            raise ValueError(f"{len(self._cpus)} CPUs for {n} queues: give one for each")
+        if not 1 <= self._nr_threads <= n:
+            raise ValueError(f"{self._nr_threads} threads for {n} queues: 1 to {n}")
+        if len(self._cpus) != self._nr_threads:
+            raise ValueError(f"{len(self._cpus)} CPUs for {self._nr_threads} threads: give one for each")
         usable = os.sched_getaffinity(0)
         for cpu in self._cpus:
             if cpu is not None and cpu not in usable:
@@ -243,12 +250,14 @@ def run_queues(
     handler: Handler | Sequence[Handler],
     *,
     seconds: float | None = None,
+    threads: int | None = None,
     cpus: Sequence[int] | None = None,
     budget: int = NAPI_POLL_WEIGHT,
     busy_poll_us: float = 0.0,
 ) -> int:
-    """Poll queues, each by a thread of its own, until the time is up, an exception, or Ctrl-C.
+    """Poll queues, each by a thread of its own or as told, until the time is up, an exception, or Ctrl-C.
 
     Parameters are those of `QueueThreads` and of its `run`; returns the frames received.
     """
-    return QueueThreads(queues, handler, cpus=cpus, budget=budget, busy_poll_us=busy_poll_us).run(seconds)
+    how: dict[str, Any] = {"threads": threads, "cpus": cpus, "budget": budget, "busy_poll_us": busy_poll_us}
+    return QueueThreads(queues, handler, **how).run(seconds)

@@ -320,7 +320,10 @@ class RxQueue(ABC):
     def _begin(self, handler: Callable[[XdpBatch], object] | None) -> None:
         if self._closed:
             raise QueueClosedError(f"{self!r} is closed")
-        if self.napi.owner == 0:
+        me, runner = threading.get_ident(), self.napi.owner
+        if runner not in (0, me):
+            raise WrongThreadError(f"{self!r} is run by thread {runner}, not by {me}")
+        if runner == 0:
             self.claim()
         self._handler = handler
         self.napi.schedule()

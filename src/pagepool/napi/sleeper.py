@@ -23,6 +23,7 @@ class WokenBy(Enum):
     WAKE = "wake"
     DEVICE = "device"
     TIMEOUT = "timeout"
+    OTHER = "other"  # what another instance of the same thread waited for
 
 
 class Sleeper:
@@ -77,6 +78,10 @@ class Sleeper:
             if ready == {self._eventfd}:
                 return WokenBy.WAKE
         return WokenBy.DEVICE if ready else WokenBy.TIMEOUT
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `sleep` would return at once; for a set of several."""
+        return self._epoll.fileno()
 
     def wake(self) -> None:
         """End the sleep in progress, or the next one."""

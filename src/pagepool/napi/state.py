@@ -113,35 +113,52 @@ class NapiState:
             self._wake()
 
     def _sleep(self, timeout: float | None) -> None:
+        if not self._lie_down():
+            return
+        woken_by = WokenBy.TIMEOUT
+        try:
+            woken_by = self._sleeper.sleep(self._at_most(timeout)) if self._sleeper is not None else WokenBy.WAKE
+        finally:
+            self._get_up(woken_by)
+
+    # In parts, for a thread that sleeps for several instances at once.
+
+    def _lie_down(self) -> bool:
+        """Say that the thread is about to sleep; False if it must not. Pair with `_get_up`."""
         if self._sleeper is None:
             try:
                 self._sleeper = Sleeper(self._fd)
             except OSError:
                 if self._closed:  # by another thread, and the device's descriptor with it
-                    return
+                    return False
                 raise
         with self._lock:
             # Pairs with the lock in `schedule` and `stop`: either they see _sleeping and wake, or this sees
             # them.
             if self._scheduled or self._stop:
-                return
+                return False
             self._sleeping = True
         self.stats.sleeps += 1
-        if self._timer is not None:
-            left = self._timer - time.monotonic()
-            timeout = left if timeout is None else min(timeout, left)
-        try:
-            woken_by = self._sleeper.sleep(timeout)
-        finally:
-            with self._lock:
-                self._sleeping = False
+        return True
+
+    def _at_most(self, timeout: float | None) -> float | None:
+        """Return how long to sleep, in seconds, with the timer in mind."""
+        if self._timer is None:
+            return timeout
+        left = self._timer - time.monotonic()
+        return left if timeout is None else min(timeout, left)
+
+    def _get_up(self, woken_by: WokenBy) -> None:
+        """Say that the sleep is over, and what ended it."""
+        with self._lock:
+            self._sleeping = False
         if woken_by is WokenBy.DEVICE:
             self.stats.fd_events += 1
             self.schedule()
         elif woken_by is WokenBy.WAKE:
             self.stats.wakeups += 1
         else:
-            self.stats.timeouts += 1
+            self.stats.timeouts += woken_by is WokenBy.TIMEOUT
             if self._timer is not None and time.monotonic() >= self._timer:
                 self._timer = None
                 self.schedule()
