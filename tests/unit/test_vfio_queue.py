@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from pagepool import PageAllocator, PagePool, PPFlag
 from pagepool.dma import Counting, HostDevice
 from pagepool.dma.vfio import Registers
+from pagepool.drivers.bridge import Bridge
+from pagepool.drivers.queue_threads import QueueThreads
 from pagepool.drivers.rx_queue import QueueClosedError
 from pagepool.drivers.vfio import VfioQueue, driver_of
 from pagepool.drivers.vfio.igb import RX_FORMAT, IgbNic, tx_word
@@ -305,3 +308,30 @@ def test_driver_by_ids() -> None:
     assert driver_of(Pci()) is IgbNic  # type: ignore[arg-type]
     Pci.device = 0x0001
     assert driver_of(Pci()) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_nics_are_a_bridge_whose_threads_sleep_on_their_interrupts(memory: PageAllocator, threads: int) -> None:
+    """Frames come one by one to sleeping threads, leave by the other NIC, and their pages come home."""
+    nics = [FakeNic(memory), FakeNic(memory)]
+    nics[1].device = nics[0].device  # one IOMMU domain: what one reaches, the other does
+    queues = [VfioQueue(nic, 0, memory=memory) for nic in nics]  # type: ignore[arg-type]
+    bridge = Bridge(queues[0], queues[1])
+    with QueueThreads(bridge.queues, bridge.handlers, threads=threads) as running:
+        deadline = time.monotonic() + 20
+        for turn in range(40):
+            while not all(nic.is_armed for nic in nics):  # asleep, or about to be
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            nics[turn % 2].receive(frame(turn))
+            while running.frames <= turn:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            assert nics[1 - turn % 2].sent() == [frame(turn)]
+    stats = bridge.stats()
+    assert (stats.a_to_b.forwarded, stats.b_to_a.forwarded) == (20, 20)
+    assert all(queue.napi.stats.fd_events > 0 for queue in queues)
+    for queue in queues:
+        queue.close()
+        queue.pool.check()
+        assert queue.pool.lent == 0
