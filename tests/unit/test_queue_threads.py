@@ -201,11 +201,14 @@ def test_started_twice_is_refused(nic: LoopbackNic) -> None:
 
 def test_a_queue_that_another_thread_polls_is_refused_in_words(nic: LoopbackNic) -> None:
     queue = nic.queue(0)
-    with QueueThreads([queue], drop):
+    with QueueThreads([queue], drop) as running:
         while queue.napi.owner == 0:
             time.sleep(0.001)
         with pytest.raises(WrongThreadError, match="run by thread"):
             run_queues([queue], drop, seconds=10)
+        before = running.frames  # and whoever runs it goes on
+        while running.frames == before:
+            assert not running.wait(0.001)
 
 
 def test_per_frame_handlers_of_each_queue(nic: LoopbackNic) -> None:

@@ -92,6 +92,7 @@ class QueueThreads:
             raise RuntimeError("these threads are running already, or nobody has joined them")
         self._stop.clear()
         self._ended.clear()
+        self._failures = []
         self._frames_before = self._frames_now()
         self._running = self._nr_threads
         pairs = list(zip(self.queues, self._handlers, strict=True))
@@ -223,7 +224,7 @@ class QueueThreads:
                 thread.join()
         self._threads = []
         for queue in self.queues:
-            if not queue.closed:
+            if not queue.closed and queue.napi.owner == 0:  # else somebody else runs it, and ours was refused
                 queue.claim()
 
     def _frames_now(self) -> int:

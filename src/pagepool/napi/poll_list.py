@@ -10,6 +10,7 @@ Source: the kernel's Documentation/networking/napi.rst.
 from __future__ import annotations
 
 import select
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -74,7 +75,7 @@ class PollList:
         """
         with ExitStack() as owned:
             for napi in self._napis:
-                owned.callback(napi._release, False)
+                owned.callback(napi._release, napi.owner == threading.get_ident())
                 napi._take()
             try:
                 return self._run(until, done, budget, busy_poll_us / 1e6)
