@@ -235,11 +235,11 @@ class QueueThreads:
         if n == 0 or len({id(queue) for queue in self.queues}) < n:
             raise ValueError(f"{n} queues: at least one, and each once; a queue has one owner")
         if len(self._handlers) != n:
-            raise ValueError(f"{len(self._handlers)} handlers for {n} queues: give one for all, or one for each")
+            raise ValueError(f"queues: {n}, handlers: {len(self._handlers)}; give one for all, or one for each")
         if not 1 <= self._nr_threads <= n:
-            raise ValueError(f"{self._nr_threads} threads for {n} queues: 1 to {n}")
+            raise ValueError(f"threads: {self._nr_threads}, and queues: {n}; give 1 to {n}")
         if len(self._cpus) != self._nr_threads:
-            raise ValueError(f"{len(self._cpus)} CPUs for {self._nr_threads} threads: give one for each")
+            raise ValueError(f"threads: {self._nr_threads}, CPUs: {len(self._cpus)}; give one for each")
         usable = os.sched_getaffinity(0)
         for cpu in self._cpus:
             if cpu is not None and cpu not in usable:
