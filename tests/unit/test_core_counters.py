@@ -108,6 +108,14 @@ def ring_full_counts_one_for_a_bulk() -> PagePool:
     return pool
 
 
+def ring_full_counts_one_for_a_bulk_that_syncs_too() -> PagePool:
+    pool = fresh(pool_size=2, **mapping(Scripted(needs_sync=True), sync=64))
+    ids = pool.alloc_bulk(10)
+    pool.direct_recycling = False
+    pool.put_bulk(ids)
+    return pool
+
+
 def ring_full_counts_each_single_put() -> PagePool:
     pool = fresh(pool_size=2)
     pool.direct_recycling = False
@@ -131,6 +139,27 @@ def released_refcnt_counts_an_emergency_page() -> PagePool:
     allocator.arena.reserve_pages = 512
     pool = fresh(memory=allocator)
     pool.alloc_pages().put()
+    return pool
+
+
+def released_refcnt_counts_after_the_end_too() -> PagePool:
+    pool = fresh()
+    page = pool.alloc_pages()
+    keep = pool.get_page(page)
+    pool.close()
+    page.put()
+    keep.put()
+    return pool
+
+
+def a_carved_page_with_another_holder_is_counted_nowhere() -> PagePool:
+    pool = fresh()
+    fragment = pool.alloc_frag(4096)
+    assert fragment is not None
+    keep = pool.get_page(fragment)
+    fragment.put()
+    pool.alloc_frag(4096)
+    keep.put()
     return pool
 
 
@@ -186,9 +215,12 @@ ROWS: list[tuple[Callable[[], PagePool], dict[str, int]]] = [
     ),
     (ring_counts_pages_of_a_bulk, {"fast": 2, "slow": 1, "empty": 1, "ring": 3}),
     (ring_full_counts_one_for_a_bulk, {"fast": 9, "slow": 1, "empty": 1, "ring": 2, "ring-full": 1}),
+    (ring_full_counts_one_for_a_bulk_that_syncs_too, {"fast": 9, "slow": 1, "empty": 1, "ring": 2, "ring-full": 1}),
     (ring_full_counts_each_single_put, {"fast": 9, "slow": 1, "empty": 1, "ring": 2, "ring-full": 8}),
     (released_refcnt_counts_a_page_with_another_holder, {"slow": 1, "empty": 1, "released-refcnt": 1}),
     (released_refcnt_counts_an_emergency_page, {"slow": 1, "empty": 1, "released-refcnt": 1}),
+    (released_refcnt_counts_after_the_end_too, {"slow": 1, "empty": 1, "released-refcnt": 1}),
+    (a_carved_page_with_another_holder_is_counted_nowhere, {"fast": 1, "slow": 1, "empty": 1}),
     (release_page_is_counted_nowhere, {"slow": 1, "empty": 1}),
     (close_is_counted_nowhere, {"slow": 1, "empty": 1}),
     (a_failed_map_is_counted_nowhere, {"empty": 1}),

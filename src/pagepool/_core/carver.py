@@ -32,7 +32,6 @@ from cython.cimports.pagepool._core.arena import (
 )
 from cython.cimports.pagepool._core.atomic import (
     PP_GIL_DISABLED,
-    pp_add64,
     pp_cas64,
     pp_cas64_gil,
     pp_is_finalizing,
@@ -216,7 +215,7 @@ class Carver(Tiers):
             return 0
         if self.alloc_sites is not None:
             self.put_sites[id] = (time.monotonic(), call_site())
-        self.put_id(id, dma_sync_size, direct, page.kind == KIND_HOLDER)
+        self.put_id(id, dma_sync_size, direct, page.kind == KIND_HOLDER, cython.NULL)
         if self.alloc_sites is not None and pg_state(pp_load64(cython.address(self.pages[id].word))) != PG_LENT:
             self.alloc_sites.pop(id, None)
         return 0
@@ -225,7 +224,7 @@ class Carver(Tiers):
         if page.kind >= KIND_FOREIGN:
             self.drop_mm(page.id, 1)
         elif self.pages[page.id].generation == page.generation:
-            self.put_id(page.id, -1, self.auto_direct, False)
+            self.put_id(page.id, -1, self.auto_direct, False, cython.NULL)
         return 0
 
     def where_put(self, id):
@@ -318,8 +317,7 @@ class Carver(Tiers):
             self.frag_users = 0
             return 0
         pp_store64(at, pg_with_state(word, PG_FRESH))
-        if self.open and not plain:
-            pp_add64(cython.address(self.recycle_released_refcnt), 1)
+        # Not counted as released_refcnt: the kernel counts that where a page is put, and this one was not.
         self.leave(id, LEFT_REFCNT if self.open else LEFT_CLOSED)
         return 0
 
@@ -344,7 +342,7 @@ class Carver(Tiers):
                 break
         other = self.new_page(page.id, KIND_FOREIGN, page.offset, page.length)
         # Given up as any other: where the handle was put meanwhile, this is the last one and decides.
-        self.put_id(page.id, -1, self.auto_direct, False)
+        self.put_id(page.id, -1, self.auto_direct, False, cython.NULL)
         return other
 
     def detach(self, page):

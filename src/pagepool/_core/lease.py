@@ -74,7 +74,7 @@ class Lease:
             pool = pool_of(self)
             for i in range(self._n):
                 try:
-                    pool.put_id(self._ids[i], -1, pool.auto_direct, False)
+                    pool.put_id(self._ids[i], -1, pool.auto_direct, False, cython.NULL)
                 except BaseException as error:
                     # A device refused to sync; the page went home all the same. The others follow.
                     if not pp_is_finalizing():

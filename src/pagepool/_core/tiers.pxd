@@ -99,9 +99,9 @@ cdef class Tiers(Home):
     cdef uint32_t cache_run(self, const uint32_t *ids, uint32_t n) noexcept nogil
     cdef uint32_t ring_run(self, const uint32_t *ids, uint32_t n) noexcept nogil
     cdef bint seize(self, uint32_t id) noexcept nogil
-    cdef int put_id(self, uint32_t id, int64_t dma_sync_size, bint direct, bint holder) except -1
-    cdef int put_id_noexcept(self, uint32_t id, int64_t dma_sync_size, bint direct) noexcept
-    cdef int last_reference(self, uint32_t id, uint64_t word, int64_t dma_sync_size, bint direct) except -1
+    cdef int put_id(self, uint32_t id, int64_t dma_sync_size, bint direct, bint holder, bint *full) except -1
+    cdef int put_id_noexcept(self, uint32_t id, int64_t dma_sync_size, bint direct, bint *full) noexcept
+    cdef int last_reference(self, uint32_t id, uint64_t word, int64_t dma_sync_size, bint direct, bint *full) except -1
     cdef int leave(self, uint32_t id, int reason) except -1
     cdef void leave_noexcept(self, uint32_t id, int reason) noexcept
     cdef int unmap_page(self, uint32_t id) except -1

@@ -360,7 +360,7 @@ class Tiers(Home):
                 done += 1
             else:
                 with cython.gil:
-                    done += self.put_id_noexcept(ids[i], dma_sync_size, direct)
+                    done += self.put_id_noexcept(ids[i], dma_sync_size, direct, cython.address(full))
             i += 1
         return done
 
@@ -428,12 +428,12 @@ class Tiers(Home):
             self.pages[id].generation += 1
         return True
 
-    def put_id_noexcept(self, id, dma_sync_size, direct):
+    def put_id_noexcept(self, id, dma_sync_size, direct, full):
         if id >= self.nr_pages:
             pp_add64(cython.address(self.rejected), 1)
             return 0
         try:
-            self.put_id(id, dma_sync_size, direct, True)
+            self.put_id(id, dma_sync_size, direct, True, full)
         except (DoublePutError, ForeignPageError):
             pp_add64(cython.address(self.rejected), 1)
             return 0
@@ -442,9 +442,10 @@ class Tiers(Home):
             self.pending = error
         return 1
 
-    def put_id(self, id, dma_sync_size, direct, holder):
+    def put_id(self, id, dma_sync_size, direct, holder, full):
         # Drop one pool reference; the last one decides. The GIL is held. `holder`: it is the holder's own, which can
         # be given back once, whoever asks: while a view keeps the page lent, the word remembers that it is gone.
+        # `full`: NULL, or whether this bulk has counted that the ring is full.
         at: cython.pointer[uint64_t] = cython.address(self.pages[id].word)
         spent: uint64_t = PG_SPENT if holder else 0
         word: uint64_t
@@ -461,20 +462,20 @@ class Tiers(Home):
                     return 0
             # The last one: PG_FRESH takes the page out of everybody's reach while its fate is decided.
             elif pp_cas64(at, word, pg_with_state(word, PG_FRESH)):
-                return self.last_reference(id, word, dma_sync_size, direct)
+                return self.last_reference(id, word, dma_sync_size, direct, full)
 
-    def last_reference(self, id, word, dma_sync_size, direct):
+    def last_reference(self, id, word, dma_sync_size, direct, full):
         ring: PtrRing = self.ring
         ringed: cython.bint = False
         closed: cython.bint
         if word & PG_HANDLE:
             self.pages[id].generation += 1
-        if not self.open:
-            self.leave(id, LEFT_CLOSED)
-            return 0
-        if pg_mm(word) != 1 or word & PG_PFMEMALLOC:
+        if pg_mm(word) != 1 or word & PG_PFMEMALLOC:  # counted after the end too, as the kernel does
             pp_add64(cython.address(self.recycle_released_refcnt), 1)
             self.leave(id, LEFT_REFCNT)
+            return 0
+        if not self.open:
+            self.leave(id, LEFT_CLOSED)
             return 0
         if self.sync:
             try:
@@ -500,8 +501,10 @@ class Tiers(Home):
             ring.push_locked(id)
             ring.nr_produced += 1
             ringed = True
-        elif not closed:
+        elif not closed and (full == cython.NULL or not full[0]):  # the kernel counts it once for a bulk
             ring.nr_full += 1
+            if full != cython.NULL:
+                full[0] = True
         pp_unlock(cython.address(ring.lock))
         if ringed:
             return 0
@@ -567,7 +570,7 @@ class Tiers(Home):
         # A put that finds a foreign reference, which then goes too: the slowest way a page can travel.
         pp_add64(cython.address(self.pages[id].word), cython.cast(uint64_t, 1) << PG_MM_SHIFT)
         with cython.gil:
-            self.put_id_noexcept(id, -1, True)
+            self.put_id_noexcept(id, -1, True, cython.NULL)
         self.drop_mm(id, 1)
 
     def sync_for_device(self, id, dma_sync_size):

@@ -135,7 +135,7 @@ def _put_ids(lease, done):
 
 
 def _put_reference(pool, id):
-    pool.put_id(id, -1, False, False)
+    pool.put_id(id, -1, False, False, cython.NULL)
     return 0
 
 
