@@ -82,12 +82,14 @@ class Control(Ledger):
         self.enter_owner()
         try:
             self.nid = nid
-            while self.cache_n:
-                self.cache_n -= 1
-                if pp_load64(cython.address(self.pages[self.cache[self.cache_n]].word)) == self.word_cached:
-                    self.leave(self.cache[self.cache_n], LEFT_NID)
-            if self.observer is not None:
-                self.observer("update_nid", 0, nid)
+            try:
+                if self.observer is not None:
+                    self.observer("update_nid", 0, nid)
+            finally:
+                while self.cache_n:
+                    self.cache_n -= 1
+                    if pp_load64(cython.address(self.pages[self.cache[self.cache_n]].word)) == self.word_cached:
+                        self.leave(self.cache[self.cache_n], LEFT_NID)
         finally:
             self.leave_owner()
 
