@@ -4,10 +4,11 @@
 A recording is the list of calls that one pool of the kernel received, in order, with what was seen of the pool after
 each. What the workload decided is replayed (which call, which page, whether the caller was the consumer, who else held
 the page, how many fragments were back); what the pool decided is compared (which page it handed out, at what offset,
-from which tier, and where a page went). Pages have the number under which they entered the pool (its hold count), so a
-pool that recycles in another order is found out at the next allocation.
+from which tier, where a page went, and what the device was asked). Pages have the number under which they entered the
+pool (its hold count), so a pool that recycles in another order is found out at the next allocation.
 
-Not a benchmark, and no place for tolerance: a difference is a `Mismatch` with the call at which it shows.
+Not a benchmark, and no place for tolerance: a difference is a `Mismatch` with the call at which it shows. What is
+allowed for is in `Allowance`, nothing else.
 """
 
 from __future__ import annotations
@@ -18,36 +19,37 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pagepool._core.page import Page
-from pagepool._core.page_pool import PagePool
 from pagepool.memory import PageAllocator
-from pagepool.testing.recording import Recording
+from pagepool.testing.recording import Recording, changes
+from pagepool.testing.replayed_pool import RESERVE_PAGES, ReplayedPool
 
-__all__ = ["Mismatch", "Replay"]
+__all__ = ["Allowance", "Mismatch", "Replay"]
 
-#: What is compared after every call, by the name of our figure; ``in_ring`` modulo the ring's size, since the kernel
-#: only shows where producer and consumer stand.
-SEEN = (
-    "fast",
-    "slow",
-    "slow_high_order",
-    "empty",
-    "refill",
-    "waive",
-    "in_cache",
-    "in_ring",
-    "hold_cnt",
-    "release_cnt",
-)
-
-
-#: ``ptr_ring`` clears the slots that it has consumed this many at a time, and refuses pages until it does: the one
-#: difference that a replay allows for. It ends there, since the two hold different pages from then on.
-RING_BATCH = 16
+RING_BATCH = 16  # entries that ptr_ring clears at a time
 
 
 class Mismatch(AssertionError):
     """Ours did something else than the kernel's; the text says at which call, and what each did."""
+
+
+@dataclass
+class Allowance:
+    """The differences that a replay allows for, each counted. All are in ``docs/kernel_differences.md``.
+
+    Attributes
+    ----------
+    refused_early : int
+        Pages that the kernel's ring refused while there was room for 1 to `RING_BATCH` - 1: ``ptr_ring`` clears the
+        slots that it has consumed so many at a time. Ours would take them; it is made to let go of the same pages.
+    late_in_ring : int
+        Pages put after the pool was destroyed, which the kernel's counts into the ring before a timer frees them.
+    empty_syncs : int
+        Syncs of no bytes, which the kernel's passes on to the device.
+    """
+
+    refused_early: int = 0
+    late_in_ring: int = 0
+    empty_syncs: int = 0
 
 
 @dataclass
@@ -60,15 +62,19 @@ class Replay:
     pin : bool
         Run each call on the CPU that ran it in the kernel: for recordings with `Recording.needs_nodes`, on a machine
         whose CPUs are on the same nodes.
+    memory : callable, optional
+        Makes what the pool takes its pages from; by default an allocator that is closed again.
 
     Attributes
     ----------
     compared : int
         How many values were compared, and equal.
-    ended_early : str
-        Why the replay ended before the recording did, see `RING_BATCH`; empty as a rule.
+    allowed : Allowance
+        What was allowed for.
     marks : dict
         Mark -> the kernel's counters and ours at that point, by netlink's names.
+    events : list of (str, int, int)
+        What our pool's observer was told: event, page (0 where it is about none), count.
 
     Notes
     -----
@@ -78,9 +84,11 @@ class Replay:
 
     recording: Recording
     pin: bool = False
+    memory: Callable[[], Any] | None = None
     compared: int = 0
-    ended_early: str = ""
+    allowed: Allowance = field(default_factory=Allowance)
     marks: dict[str, tuple[dict[str, int], dict[str, int]]] = field(default_factory=dict)
+    events: list[tuple[str, int, int]] = field(default_factory=list)
 
     def run(self) -> dict[str, int]:
         """Replay every call; return our figures at the end.
@@ -90,119 +98,103 @@ class Replay:
         Mismatch
             At the first difference.
         """
-        params = self.recording.params
-        self._expected = dict.fromkeys(SEEN, 0)
-        self._serials: dict[int, int] = {}  # our id -> the number under which it entered
-        self._whole: dict[int, Page] = {}
-        self._fragments: dict[int, list[Page]] = {}
-        self._carved = 0  # page that fragments come from, and how many of its fragments are back
-        self._back = 0
-        self._entered = 0
+        self._expected = dict.fromkeys(self.recording.figures, 0)
         cpus = os.sched_getaffinity(0)
-        with ThreadPoolExecutor(1) as elsewhere, PageAllocator(256 << 20) as memory:
-            self._elsewhere = elsewhere
-            self._pool = PagePool(memory=memory, **params)
-            self._pool.set_observer(self._observe)
+        memory = self.memory() if self.memory else self._allocator()
+        with ThreadPoolExecutor(1) as elsewhere:
+            self._pool = ReplayedPool(self.recording.params, memory, elsewhere)
+            self.events = self._pool.events
             try:
                 for number, call in enumerate(self.recording.calls):
                     self._one(number, call)
-                    if self.ended_early:
-                        break
+                return self._figures()
             finally:
                 os.sched_setaffinity(0, cpus)
-                for pages in (self._whole.values(), *self._fragments.values()):
-                    for page in list(pages):
-                        page.put()
-                self._whole.clear()
-                self._fragments.clear()
-                self._pool.set_observer(None)
-                self._pool.close()
-            return self._figures()
+                self._pool.give_up()
+                if isinstance(memory, PageAllocator):
+                    memory.close()
+
+    def _allocator(self) -> PageAllocator:
+        if any(call["call"] == "reserve" for call in self.recording.calls):
+            return PageAllocator(32 << 20, commit=True, reserve_pages=RESERVE_PAGES)  # fixed, so that it can be used up
+        return PageAllocator(256 << 20)
 
     def _one(self, number: int, call: dict[str, Any]) -> None:
-        kind = call["call"]
-        if self.pin and "cpu" in call and kind in ("alloc", "frag"):
+        kind, seen = call["call"], changes(call)
+        if self.pin and kind in ("alloc", "frag", "take", "reserve"):
             os.sched_setaffinity(0, {call["cpu"]})
-        found = getattr(self, "_" + kind)(call)
+        self._pool.refuse(self._refused_early(call))
+        found = getattr(self._pool, "call_" + kind)(call)
         for name, value in found.items():
+            if name == "stats":
+                self.marks[call["name"]] = (call["stats"], value)
+                value = {name: value[name] for name in call["stats"]}
             if call[name] != value:
                 raise self._mismatch(number, call, f"{name}: the kernel's {call[name]}, ours {value}")
-        for name, change in call.get("seen", {}).items():
+        for name, change in seen.items():
             self._expected[name] += change
-        figures = self._figures()
-        size = self.recording.params["pool_size"]
-        if kind == "put" and call["seen"] == {"release_cnt": 1} and 0 < -self._expected["in_ring"] % size < RING_BATCH:
-            room = -self._expected["in_ring"] % size
-            self.ended_early = f"call {number}: the kernel's ring refused a page with room for {room}"
-            return
+        self._allow(call)
+        self._compare(number, call)
+        self._compare_dma(number, call)
+        self.compared += len(found)
+
+    def _compare(self, number: int, call: dict[str, Any]) -> None:
+        figures, size = self._figures(), self._pool.ring_size
+        if call.get("seen", {}) is None:  # the kernel's is gone, which it is when all pages are back
+            self._expected = figures | {"hold_cnt": figures["release_cnt"]}
         for name, expected in self._expected.items():
             ours = figures[name]
-            if name == "in_ring":
+            if name == "in_ring" and not self.recording.driven:  # there only producer and consumer show
                 expected, ours = expected % size, ours % size
             if expected != ours:
                 raise self._mismatch(number, call, f"{name}: the kernel's {expected}, ours {ours}")
-        self.compared += len(found) + len(self._expected)
+        self.compared += len(self._expected)
 
-    # -- the calls: inputs in, what the pool decided out ---------------------------------------------------------
+    def _compare_dma(self, number: int, call: dict[str, Any]) -> None:
+        theirs, ours = self._dma_of(call), self._pool.dma_calls()
+        if call["call"] in ("destroy", "bulk"):  # which page goes first there is nobody's business
+            theirs, ours = (sorted(calls, key=lambda event: event[1]) for calls in (theirs, ours))
+        for at in range(max(len(theirs), len(ours))):
+            if theirs[at : at + 1] != ours[at : at + 1]:
+                raise self._mismatch(number, call, f"DMA: the kernel's {theirs[at:]}, ours {ours[at:]}")
+        self.compared += 4 * len(theirs)
 
-    def _alloc(self, call: dict[str, Any]) -> dict[str, Any]:
-        page = self._pool.alloc_pages()
-        self._whole[self._serials[page.id]] = page
-        return {"page": self._serials[page.id]}
+    # -- what is allowed for -------------------------------------------------------------------------------------
 
-    def _frag(self, call: dict[str, Any]) -> dict[str, Any]:
-        self._bring_back(call["back"])
-        carve: Callable[[int], Page | None] = self._pool.alloc if call["takes_rest"] else self._pool.alloc_frag
-        page = carve(call["size"])
-        assert page is not None
-        serial = self._serials[page.id]
-        if serial != self._carved or page.offset == 0:
-            self._carved, self._back = serial, 0
-        self._fragments.setdefault(serial, []).append(page)
-        return {"page": serial, "offset": page.offset}
+    def _refused_early(self, call: dict[str, Any]) -> bool:
+        """Whether the kernel's ring refused in this call although it had room."""
+        room = self._pool.ring_size - self._figures()["in_ring"] - changes(call).get("ring", 0)
+        early = bool(call.get("early"))
+        if call["call"] == "put":  # of a watched pool: a plain put that became a release
+            early = call["seen"] == {"release_cnt": 1} and call["refs"] == 1
+        return early and 0 < room < RING_BATCH
 
-    def _bring_back(self, count: int) -> None:
-        while self._back < count:
-            self._pool.put_page(self._fragments[self._carved].pop(0))
-            self._back += 1
+    def _allow(self, call: dict[str, Any]) -> None:
+        pages = len(self._pool.refused)
+        self.allowed.refused_early += pages
+        if pages and self.recording.driven:  # ours let go of them for another reason
+            self._expected["released_refcnt"] += pages
+            self._expected["ring_full"] -= 1
+            if "cache_full" in call["seen"]:  # of the consumer's, whose cache was full before
+                self._expected["cache_full"] -= pages
+        if self._pool.pool.closed and (late := changes(call).get("ring", 0)):
+            self.allowed.late_in_ring += late
+            self._expected["ring"] -= late
 
-    def _put(self, call: dict[str, Any]) -> dict[str, Any]:
-        serial = call["page"]
-        if serial in self._whole:
-            last = self._whole.pop(serial)
-        else:
-            *others, last = self._fragments.pop(serial)
-            for page in others:
-                self._pool.put_page(page)
-        keeper = self._pool.get_page(last) if call["refs"] > 1 else None
-        if call["direct"]:
-            self._pool.put_page(last, -1, True)
-        else:
-            self._elsewhere.submit(self._pool.put_page, last).result()
-        del keeper
-        return {}
-
-    def _mark(self, call: dict[str, Any]) -> dict[str, Any]:
-        ours = self._pool.stats().kernel() | {"inflight": self._pool.inflight}
-        self.marks[call["name"]] = (call["stats"], ours)
-        return {"stats": {name: ours[name] for name in call["stats"]}}
-
-    def _destroy(self, call: dict[str, Any]) -> dict[str, Any]:
-        self._bring_back(call["back"])
-        self._pool.close()
-        return {}
+    def _dma_of(self, call: dict[str, Any]) -> list[list[Any]]:
+        """What the kernel asked its device, but for what is allowed for."""
+        calls = [list(event) for event in call.get("dma", [])]
+        kept = [event for event in calls if event[0] != "sync_for_device" or event[3]]
+        self.allowed.empty_syncs += len(calls) - len(kept)
+        # A page that the ring refuses was synced for nothing.
+        return [event for event in kept if event[0] != "sync_for_device" or event[1] not in self._pool.refused]
 
     # -- looking on ----------------------------------------------------------------------------------------------
 
-    def _observe(self, event: str, page_id: int, count: int) -> None:
-        if event == "hold":
-            self._entered += 1
-            self._serials[page_id] = self._entered
-
     def _figures(self) -> dict[str, int]:
-        stats = self._pool.stats()
-        return {name: getattr(stats, name) for name in SEEN}
+        stats = self._pool.pool.stats()
+        return {name: getattr(stats, name) for name in self.recording.figures}
 
     def _mismatch(self, number: int, call: dict[str, Any], what: str) -> Mismatch:
-        shown = {name: value for name, value in call.items() if name != "seen"}
+        shown = {name: value for name, value in call.items() if name not in ("seen", "dma")}
         return Mismatch(f"call {number} of {len(self.recording.calls)}, {shown}: {what}")

@@ -3,7 +3,8 @@
 
 virtio-net is on page_pool in the newest kernel, whose statistics are on. Each test takes a pool from its creation
 (the driver is bound anew) to its end, under a load made so that calls never overlap; ours then gets the same calls
-and must do the same: same pages, same tiers, same eleven counters. The recordings are printed, for `tests/data`.
+and must do the same: same pages, same tiers, same eleven counters. The recordings are printed, for `tests/data`. Real
+traffic is the point here, and a little of it is enough: `oracle_driver` goes to the corners.
 """
 
 from __future__ import annotations
@@ -81,22 +82,24 @@ def compare(recording: dict[str, Any]) -> Replay:
             print(f"mark {name}")
             for counter, value in kernels.items():
                 print(f"  {counter:<24} kernel {value:>6}  pagepool {ours[counter]:>6}")
-    print(f"{replay.compared} values compared, all equal", replay.ended_early)
+    allowed = {name: count for name, count in vars(replay.allowed).items() if count}
+    print(f"{replay.compared} values compared, all equal, allowed for: {allowed}")
     return replay
 
 
 def test_dropped_by_the_stack() -> None:
     with recorded("virtio_dropped", "frames that the stack drops in the poll") as (load, made):
-        load.dropped(320)
+        load.dropped(128)
         load.mark("end")
     compare(made[0])
 
 
 def test_read_by_a_socket_on_another_cpu() -> None:
     with recorded("virtio_read", "frames read by a socket on another CPU, after each burst") as (load, made):
-        load.read(640, cpu=1)
+        load.read(256, cpu=1)
         load.mark("end")
-    compare(made[0])
+    kernels, _ = compare(made[0]).marks["end"]
+    assert kernels["alloc-refill"] > 0
 
 
 def test_mixed() -> None:
@@ -122,7 +125,7 @@ def test_wrong_node_is_waived() -> None:
 
 def test_delivered_to_udp() -> None:
     with recorded("virtio_udp", "frames delivered to a UDP socket that is read on another CPU") as (load, made):
-        load.delivered(256, cpu=1)
+        load.delivered(128, cpu=1)
         load.dropped(1)  # the poll before it frees what was put off
         load.mark("end")
     compare(made[0])
@@ -131,14 +134,15 @@ def test_delivered_to_udp() -> None:
 def test_dropped_by_xdp() -> None:
     with recorded("virtio_xdp_drop", "XDP_DROP of every frame") as (load, made):
         with load.xdp(XdpAction.DROP):
-            load.dropped(640)
+            load.dropped(320)
             load.mark("under XDP")
         load.dropped(64)
         load.mark("after XDP")
-    compare(made[0])
+    kernels, _ = compare(made[0]).marks["under XDP"]
+    assert kernels["recycle-cache-full"] > 0
 
 
-@cases("drop-64", "drop-10", "pass-64", "pass-256")
+@cases("drop-10", "pass-256")
 def test_live_frames(case: str) -> None:
     """The kernel's own generator of XDP frames has a pool for each run, with a ring as long as its batch."""
     verdict, _, batch_size = case.partition("-")
