@@ -524,6 +524,35 @@ def test_tensors_may_outlive_the_interpreter() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "out\n", "")
 
 
+@pytest.mark.parametrize("fields", ["", "pool_size=1", "track=True"])
+def test_the_interpreter_may_end_while_a_library_lets_go(fields: str) -> None:
+    program = f"""
+        import ctypes, threading, time
+        import pagepool as pp
+        from dlpack_consumer import Taken
+        pool = pp.PagePool({fields})
+        taken = []
+        for number in range(64):
+            with pool.alloc_pages() as page:
+                taken.append(Taken(page.__dlpack__(max_version=(1, 0) if number % 2 else None)))
+        # Threads of C, which call a deleter without ever having had the GIL, while the interpreter ends around them.
+        libc = ctypes.CDLL(None)
+        for each in taken[:16]:
+            assert libc.pthread_create(
+                ctypes.byref(ctypes.c_ulong()), None, ctypes.c_void_p(each.deleter_at), ctypes.c_void_p(each.at)
+            ) == 0
+        def drop():
+            for each in taken[16:]:
+                time.sleep(0.0005)
+                each.delete()
+        threading.Thread(target=drop, daemon=True).start()
+        time.sleep(0.003)
+        """
+    for _ in range(3):
+        result = _run(program)
+        assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_it_imports_no_array_library() -> None:
     result = _run(
         """

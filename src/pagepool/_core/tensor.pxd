@@ -62,8 +62,6 @@ cdef struct pp_export_t:
     DLManagedTensorVersioned versioned
 
 cdef extern from "Python.h":
-    bint pp_is_initialized "Py_IsInitialized"() noexcept nogil
-    bint pp_is_attached "PyGILState_Check"() noexcept nogil
     # Without counting the capsule, which is dying where the first two are called.
     bint capsule_is "PyCapsule_IsValid"(PyObject *capsule, const char *name) noexcept
     void *capsule_pointer "PyCapsule_GetPointer"(PyObject *capsule, const char *name) noexcept

@@ -20,7 +20,7 @@ from cython.cimports.cpython.object import PyObject
 from cython.cimports.libc.stdint import int64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import strcmp
-from cython.cimports.pagepool._core.atomic import pp_is_finalizing
+from cython.cimports.pagepool._core.exit_gate import enter_python, leave_python
 from cython.cimports.posix.stdlib import posix_memalign
 
 CPU_DEVICE = (DL_CPU, 0)
@@ -235,10 +235,11 @@ def host_device(device) -> tuple:
 
 def end_export(made):
     # A tensor may outlive the interpreter (a C++ object of static storage): then there is nobody to give it back to.
-    if not pp_is_initialized() or (pp_is_finalizing() and not pp_is_attached()):
+    if not enter_python():
         return
     with cython.gil:
         release_view(made)
+    leave_python()
     free(made.copy)
     free(made)
 
