@@ -629,6 +629,11 @@ class Link:
         return self.ring.size
 
     @property
+    def returned_index(self) -> int:
+        """Returns that were looked at, free-running modulo 2**32."""
+        return self.reaped_mine
+
+    @property
     def backlog(self) -> int:
         """Descriptors it has not taken yet, as far as it says; 0 to `outstanding`."""
         said: uint32_t = self.sent_mine - pp_load32(ring_word(cython.address(self.ring), AT_TAKEN))
