@@ -10,6 +10,7 @@ from benchmarks.scenarios import (
     handles,
     mempool,
     ptr_ring,
+    sharing,
     slow,
     tensors,
 )
@@ -28,4 +29,5 @@ CASES = {
     "tensors": tensors.cases,
     "mempool": mempool.cases,
     "filter": filter.cases,
+    "sharing": sharing.cases,
 }

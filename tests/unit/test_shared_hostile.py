@@ -474,7 +474,7 @@ class Liar:
         self.arena = mmap.mmap(-1, ARENA_BYTES)
         self._held = [ctypes.c_char.from_buffer(memory) for memory in (self.arena, self.rings)]
         vaddrs = [ctypes.addressof(one) for one in self._held]
-        self.borrower = Borrower(vaddrs[0], ARENA_BYTES, order, False, vaddrs[1], RINGS_BYTES, -1, self)
+        self.borrower = Borrower(vaddrs[0], ARENA_BYTES, order, False, vaddrs[1], RINGS_BYTES, -1, (*self._held, self.arena))
         self.sent = 0
 
     def write(self, page_id: int, offset: int = 0, length: int = 60) -> None:
@@ -489,8 +489,8 @@ class Liar:
         self.rings[AT_SENT : AT_SENT + 4] = (sent & 0xFFFFFFFF).to_bytes(4, "little")
 
     def take(self, budget: int = 64) -> list[tuple[int, int, int]]:
-        block, stamps = np.empty((4, budget), np.uint32), np.empty(budget, np.uint64)
-        n = self.borrower.take(block, stamps, budget)
+        block = np.empty((6, budget), np.uint32)
+        n = self.borrower.take(block, budget)
         if self.borrower.offset >= 0:
             block[2, :n] = self.borrower.offset
         return [(page_id, offset, length) for page_id, length, offset in block[:3, :n].T.tolist()]

@@ -26,9 +26,9 @@ class Party:
         self.memory = mmap.mmap(-1, size_of_rings(SLOTS))
         self.hold = ctypes.c_char.from_buffer(self.memory)
         vaddr = ctypes.addressof(self.hold)
-        self.link = Link(lender, vaddr, SLOTS, -1, self)
+        self.link = Link(lender, vaddr, SLOTS, -1, self.hold)
         arena = pool.arena
-        self.borrower = Borrower(arena.base_vaddr, arena.size_bytes, 0, False, vaddr, size_of_rings(SLOTS), -1, self)
+        self.borrower = Borrower(arena.base_vaddr, arena.size_bytes, 0, False, vaddr, size_of_rings(SLOTS), -1, self.hold)
         self.has: set[int] = set()  # the lender's view
         self.taken: list[int] = []  # descriptors that the borrower has read
         self.honest = True
@@ -149,9 +149,9 @@ class Books(RuleBasedStateMachine):
     def take(self, data: st.DataObject) -> None:
         party = data.draw(st.sampled_from(self.parties))
         budget = data.draw(st.integers(1, 20))
-        block, stamps = np.empty((4, budget), np.uint32), np.empty(budget, np.uint64)
+        block = np.empty((6, budget), np.uint32)
         try:
-            n = party.borrower.take(block, stamps, budget)
+            n = party.borrower.take(block, budget)
         except SharedRingError:
             assert not party.honest
             return

@@ -687,3 +687,46 @@ def test_pages_of_higher_orders() -> None:
         batch = poll(queue)
         assert len(batch.frame(0)) == 16384
         assert batch.frame(0)[16383] == ord("z")
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_interpreter_ends_with_pages_kept(shared: SharedPool, closed: bool) -> None:
+    """The collector takes everything down in any order; a page must still find the rings to give itself back through."""
+    program = f"""
+        import pagepool
+        queue = pagepool.attach(sock)
+        batch = next(queue.poll_forever())
+        kept = batch.keep()
+        kept.append(kept)
+        batch.complete()
+        queue.cycle = [queue, kept, batch]
+        if {closed}:
+            queue.close()
+        print("kept", flush=True)
+        os.close(1)
+        import warnings
+        warnings.simplefilter("ignore")
+    """
+    with process(shared, program) as child:
+        consumer = the_consumer(shared)
+        shared.send(np.array(shared.pool.alloc_bulk(10), np.uint32))
+        assert line_of(child) == "kept"
+        assert child.wait(PATIENCE_S) == 0
+        assert shared.wait_until_gone(PATIENCE_S)
+        assert consumer.stats().bad_returns == 0
+        assert shared.pool.lent == 0
+
+
+def test_a_cycle_of_everything_is_collected(shared: SharedPool) -> None:
+    queue = pp.attach(shared.connect())
+    the_consumer(shared)
+    shared.send(np.array(shared.pool.alloc_bulk(10), np.uint32))
+    with poll(queue) as batch:
+        kept = batch.keep()
+    queue.close()
+    queue.cycle = [queue, kept, batch, memoryview(kept[0]), np.frombuffer(kept[1], np.uint8)]  # type: ignore[attr-defined]
+    del queue, kept, batch
+    gc.collect()
+    assert shared.wait_until_gone(PATIENCE_S)
+    assert shared.pool.lent == 0
+    assert shared.stats().lost == 0  # each page gave itself back

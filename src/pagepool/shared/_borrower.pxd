@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 # Header of _borrower.py: the borrower's end of the rings, and the handle of one borrowed page.
 cimport cython
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 
 from pagepool.shared._ring_layout cimport shared_ring_t
@@ -24,12 +25,12 @@ cdef class MappedRange:
     cdef readonly uintptr_t vaddr
     cdef readonly uint64_t size_bytes
 
-# Neither is cleared by the garbage collector before it is deallocated: a page gives itself back at its end, into rings
-# that must still be mapped then.
+# No object among the fields of these two, so the garbage collector neither sees nor clears them: a page gives itself back
+# at its very end, through a borrower that must be whole then, into rings that must be mapped. What they refer to refers to
+# nothing, so there is no cycle to miss.
 @cython.final
-@cython.no_gc_clear
 cdef class Borrower:
-    cdef object keep_alive                # the mappings of arena and rings
+    cdef PyObject *keep_alive             # the mappings of arena and rings: a reference owned
     cdef uintptr_t base_vaddr
     cdef uint32_t nr_pages
     cdef uint32_t object_bytes
@@ -61,9 +62,8 @@ cdef class Borrower:
     cdef void _hang_up_locked(self) noexcept nogil
 
 @cython.final
-@cython.no_gc_clear
 cdef class BorrowedPage:
-    cdef readonly Borrower pool
+    cdef PyObject *home                   # the Borrower: a reference owned
     cdef readonly uint32_t id
     cdef readonly uint32_t offset
     cdef uint32_t length
@@ -72,3 +72,7 @@ cdef class BorrowedPage:
     cdef uint32_t owed                    # 1 while the page is still to be given back
 
     cdef int _must_live(self) except -1
+    cdef int _give_back(self) except -1
+
+cdef inline Borrower home_of(BorrowedPage page):
+    return <Borrower>page.home

@@ -16,6 +16,8 @@ from cython.cimports.cpython.buffer import (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
+from cython.cimports.cpython.object import PyObject
+from cython.cimports.cpython.ref import Py_DECREF, Py_INCREF
 from cython.cimports.libc.errno import EAGAIN, EINTR, errno
 from cython.cimports.libc.stdint import uint16_t, uint32_t, uint64_t, uintptr_t
 from cython.cimports.libc.stdlib import calloc, free
@@ -100,7 +102,7 @@ class Borrower:
     bell_fd : int
         A socket to the lender, which is closed with the last page; -1 for one that polls.
     keep_alive : object
-        The mappings: a `MappedRange`, or a tuple of them.
+        The mappings: a `MappedRange`, or a tuple of them; not what refers to the borrower itself.
 
     Raises
     ------
@@ -147,7 +149,8 @@ class Borrower:
         self.object_bytes = 4096 << order
         self.order_mask = (1 << order) - 1
         self.writable = bool(writable)
-        self.keep_alive = keep_alive
+        self.keep_alive = cython.cast(cython.pointer[PyObject], keep_alive)
+        Py_INCREF(keep_alive)
         ring_place(cython.address(self.ring), rings_vaddr, slots)
         self.offset = -1
         self.held = cython.cast(cython.pointer[uint16_t], calloc(self.nr_pages, 2))
@@ -159,6 +162,8 @@ class Borrower:
         if self.held != cython.NULL:
             self._hang_up_locked()
         free(self.held)
+        if self.keep_alive != cython.NULL:
+            Py_DECREF(cython.cast(object, self.keep_alive))
 
     def _hang_up_locked(self):
         if self.bell_fd >= 0:
@@ -176,16 +181,14 @@ class Borrower:
         """Whether the calling thread takes."""
         return self.owner == pp_thread_id()
 
-    def take(self, block, stamps, budget: uint32_t):
+    def take(self, block, budget: uint32_t):
         """Take up to `budget` descriptors.
 
         Parameters
         ----------
-        block : writable buffer, (4, >= budget) uint32
-            Gets ids, lengths, offsets and queues, a row each. Offsets are written only where they differ; else
-            `offset` has them all.
-        stamps : writable buffer, (>= budget,) uint64
-            Gets nanoseconds of ``CLOCK_MONOTONIC``.
+        block : writable buffer, (6, n) uint32, n >= budget
+            Gets ids, lengths, offsets and queues, a row each, and in the last two rows, as (n,) uint64, nanoseconds of
+            ``CLOCK_MONOTONIC``. Offsets are written only where they differ; else `offset` has them all.
         budget : int
 
         Returns
@@ -205,7 +208,6 @@ class Borrower:
         Context: the owner. No system call. From a budget of 128 on, other threads run meanwhile (no GIL).
         """
         view: Py_buffer
-        when: Py_buffer
         n: cython.longlong
         if self.owner != pp_thread_id():
             if self.owner:
@@ -215,20 +217,16 @@ class Borrower:
             return 0
         PyObject_GetBuffer(block, cython.address(view), PyBUF_WRITABLE)
         try:
-            PyObject_GetBuffer(stamps, cython.address(when), PyBUF_WRITABLE)
-            try:
-                row: uint32_t = cython.cast(uint32_t, view.len // 16)
-                if budget > row or when.len // 8 < budget:
-                    raise ValueError(f"a budget of {budget} needs (4, {budget}) uint32 and ({budget},) uint64")
-                at: cython.pointer[uint32_t] = cython.cast(cython.pointer[uint32_t], view.buf)
-                to: cython.pointer[uint64_t] = cython.cast(cython.pointer[uint64_t], when.buf)
-                if budget >= NOGIL_FRAMES:
-                    with cython.nogil:
-                        n = self._take(at, at + row, at + 2 * row, at + 3 * row, to, budget)
-                else:
+            row: uint32_t = cython.cast(uint32_t, view.len // 24)
+            if budget > row or cython.cast(uintptr_t, view.buf) & 7:
+                raise ValueError(f"a budget of {budget} needs a block of (6, {budget}) uint32, aligned to 8 bytes")
+            at: cython.pointer[uint32_t] = cython.cast(cython.pointer[uint32_t], view.buf)
+            to: cython.pointer[uint64_t] = cython.cast(cython.pointer[uint64_t], at + 4 * row)
+            if budget >= NOGIL_FRAMES:
+                with cython.nogil:
                     n = self._take(at, at + row, at + 2 * row, at + 3 * row, to, budget)
-            finally:
-                PyBuffer_Release(cython.address(when))
+            else:
+                n = self._take(at, at + row, at + 2 * row, at + 3 * row, to, budget)
         finally:
             PyBuffer_Release(cython.address(view))
         if n < 0:
@@ -417,7 +415,8 @@ class Borrower:
         if offset < 0 or offset + length > self.object_bytes:
             raise ValueError(f"offset {offset} and length {length} do not fit {self.object_bytes} bytes")
         page: BorrowedPage = BorrowedPage.__new__(BorrowedPage)
-        page.pool = self
+        page.home = cython.cast(cython.pointer[PyObject], self)
+        Py_INCREF(self)
         page.id = id
         page.offset = offset
         page.length = length
@@ -492,9 +491,15 @@ class BorrowedPage:
         raise TypeError("a BorrowedPage comes from batch.keep(), it is not made")
 
     def __dealloc__(self):
+        if self.home != cython.NULL:
+            self._give_back()
+            Py_DECREF(home_of(self))
+
+    def _give_back(self):
         if self.owed:
             self.owed = 0
-            self.pool._give(cython.address(self.id), 1)
+            home_of(self)._give(cython.address(self.id), 1)
+        return 0
 
     def __getbuffer__(self, buffer: cython.pointer[Py_buffer], flags: cython.int):
         with cython.critical_section(self):
@@ -504,10 +509,10 @@ class BorrowedPage:
                 self,
                 cython.cast(
                     cython.p_void,
-                    self.pool.base_vaddr + (cython.cast(uintptr_t, self.id) << 12) + self.offset,
+                    home_of(self).base_vaddr + (cython.cast(uintptr_t, self.id) << 12) + self.offset,
                 ),
                 self.length,
-                not self.pool.writable,
+                not home_of(self).writable,
                 flags,
             )
             self.exports += 1
@@ -515,9 +520,8 @@ class BorrowedPage:
     def __releasebuffer__(self, buffer: cython.pointer[Py_buffer]):
         with cython.critical_section(self):
             self.exports -= 1
-            if self.exports == 0 and not self.live and self.owed:
-                self.owed = 0
-                self.pool._give(cython.address(self.id), 1)
+            if self.exports == 0 and not self.live:
+                self._give_back()
 
     def _must_live(self):
         if not self.live:
@@ -535,9 +539,8 @@ class BorrowedPage:
         if not pp_swap32_gil(cython.address(self.live), 0):
             raise DoublePutError(f"page {self.id} was put already")
         with cython.critical_section(self):
-            if self.exports == 0 and self.owed:
-                self.owed = 0
-                self.pool._give(cython.address(self.id), 1)
+            if self.exports == 0:
+                self._give_back()
 
     def __len__(self) -> int:
         return self.length
@@ -552,7 +555,12 @@ class BorrowedPage:
     def vaddr(self) -> int:
         """Where this process finds its first byte."""
         self._must_live()
-        return self.pool.base_vaddr + (cython.cast(uintptr_t, self.id) << 12) + self.offset
+        return home_of(self).base_vaddr + (cython.cast(uintptr_t, self.id) << 12) + self.offset
+
+    @property
+    def pool(self):
+        """The `Borrower` it came from."""
+        return home_of(self)
 
     @property
     def is_live(self) -> bool:

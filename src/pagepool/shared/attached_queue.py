@@ -41,33 +41,27 @@ class RevokedError(PagePoolError):
 class SharedBatch(XdpBatch):
     """Frames that another process lends; a batch as any other, with what was written beside each frame.
 
-    Attributes
-    ----------
-    queues : (n,) uint32
-        Where each frame came in, as the lender counts its pools.
-    timestamps_ns : (n,) uint64
-        ``CLOCK_MONOTONIC`` when it was lent, or what the lender gave.
-
     Notes
     -----
     The frames are read-only where the mapping is: a store through `headers` or `frame` raises. ``tx``, ``pass_`` and
     ``redirect`` find nobody who takes the frames; they are given back and counted as dropped.
     """
 
-    __slots__ = ("queues", "timestamps_ns")
+    __slots__ = ("_block",)
 
-    def __init__(
-        self,
-        driver: AttachedQueue,
-        ids: U32Array,
-        lengths: U32Array,
-        offsets: int | U32Array,
-        queues: U32Array,
-        timestamps_ns: U64Array,
-    ) -> None:
-        super().__init__(driver, ids, lengths, offsets)
-        self.queues = queues
-        self.timestamps_ns = timestamps_ns
+    def __init__(self, driver: AttachedQueue, block: U32Array, count: int, offset: int) -> None:
+        super().__init__(driver, block[0, :count], block[1, :count], block[2, :count] if offset < 0 else offset)
+        self._block = block
+
+    @property
+    def queues(self) -> U32Array:
+        """(n,) uint32 : where each frame came in, as the lender counts its pools."""
+        return self._block[3, : len(self.ids)]
+
+    @property
+    def timestamps_ns(self) -> U64Array:
+        """(n,) uint64 : ``CLOCK_MONOTONIC`` when it was lent, or what the lender gave."""
+        return self._block[4:].reshape(-1).view(np.uint64)[: len(self.ids)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,26 +161,17 @@ class AttachedQueue(RxQueue):
         if borrower.state == REVOKED:
             self._revoked()
         if block is None or block.shape[1] != budget:
-            block = self._block = np.empty((4, budget), np.uint32)
-        stamps = np.empty(budget, np.uint64)
-        count = borrower.take(block, stamps, budget)
+            block = self._block = np.empty((6, budget), np.uint32)
+        count = borrower.take(block, budget)
         if not count:
             if not self._idle():
                 return None
-            count = borrower.take(block, stamps, budget)
+            count = borrower.take(block, budget)
             if not count:
                 return None
         self._empty_polls = 0
         self._block = None  # the batch's now
-        offset = borrower.offset
-        return SharedBatch(
-            self,
-            block[0, :count],
-            block[1, :count],
-            block[2, :count] if offset < 0 else offset,
-            block[3, :count],
-            stamps[:count],
-        )
+        return SharedBatch(self, block, count, borrower.offset)
 
     def _idle(self) -> bool:
         """Make ready to sleep; true if something has come in between."""
