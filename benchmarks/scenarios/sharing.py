@@ -2,8 +2,8 @@
 """Messages to a second process, 64 at a time: a shared pool, a pipe, Unix sockets, `multiprocessing.Queue`.
 
 The clock runs from the first send until the reader has said that it has read them all. `received` rows send pages that
-hold their bytes already, as a NIC's do; `written` rows also copy the payload into the page, which every other means does
-at least twice. The reader is on another CPU, and looks at the first bytes of each message.
+hold their bytes already, as a NIC's do; `written` rows also copy the payload into the page, which every other means
+does at least twice. The reader is on another CPU, and looks at the first bytes of each message.
 """
 
 from __future__ import annotations

@@ -474,7 +474,9 @@ class Liar:
         self.arena = mmap.mmap(-1, ARENA_BYTES)
         self._held = [ctypes.c_char.from_buffer(memory) for memory in (self.arena, self.rings)]
         vaddrs = [ctypes.addressof(one) for one in self._held]
-        self.borrower = Borrower(vaddrs[0], ARENA_BYTES, order, False, vaddrs[1], RINGS_BYTES, -1, (*self._held, self.arena))
+        self.borrower = Borrower(
+            vaddrs[0], ARENA_BYTES, order, False, vaddrs[1], RINGS_BYTES, -1, (*self._held, self.arena)
+        )
         self.sent = 0
 
     def write(self, page_id: int, offset: int = 0, length: int = 60) -> None:

@@ -28,7 +28,9 @@ class Party:
         vaddr = ctypes.addressof(self.hold)
         self.link = Link(lender, vaddr, SLOTS, -1, self.hold)
         arena = pool.arena
-        self.borrower = Borrower(arena.base_vaddr, arena.size_bytes, 0, False, vaddr, size_of_rings(SLOTS), -1, self.hold)
+        self.borrower = Borrower(
+            arena.base_vaddr, arena.size_bytes, 0, False, vaddr, size_of_rings(SLOTS), -1, self.hold
+        )
         self.has: set[int] = set()  # the lender's view
         self.taken: list[int] = []  # descriptors that the borrower has read
         self.honest = True

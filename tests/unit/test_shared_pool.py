@@ -691,7 +691,7 @@ def test_pages_of_higher_orders() -> None:
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_the_interpreter_ends_with_pages_kept(shared: SharedPool, closed: bool) -> None:
-    """The collector takes everything down in any order; a page must still find the rings to give itself back through."""
+    """The collector takes everything down in any order; a page must still find the rings to give itself back."""
     program = f"""
         import pagepool
         queue = pagepool.attach(sock)

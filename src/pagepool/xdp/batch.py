@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pagepool._core.tensor import CPU_DEVICE
 from pagepool.xdp.actions import XdpAction
 from pagepool.xdp.buff import XdpBuff
-from pagepool.xdp.driver import U8Array, U32Array, XdpDriver
+from pagepool.xdp.driver import RedirectTarget, U8Array, U32Array, XdpDriver
 from pagepool.xdp.frame_set import FrameSet
 
 __all__ = ["XdpBatch"]
@@ -152,13 +152,14 @@ class XdpBatch(FrameSet):
         """Send the frames out of the queue they came in on."""
         self._judge(_TX, mask)
 
-    def redirect(self, queue: XdpDriver, mask: Any = None) -> None:
+    def redirect(self, queue: RedirectTarget, mask: Any = None) -> None:
         """Send the frames out of another queue.
 
         Parameters
         ----------
-        queue : XdpDriver
-            Anything with an ``xdp_xmit``; the frames' pages still go home to their own pool.
+        queue : RedirectTarget
+            Anything with an ``xdp_xmit``, a `pagepool.shared.Consumer` too; the frames' pages still go home to their
+            own pool.
         """
         self.check_alive()
         if not callable(getattr(queue, "xdp_xmit", None)):

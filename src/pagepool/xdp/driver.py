@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pagepool.xdp.rxq_info import XdpRxqInfo
     from pagepool.xdp.stats import XdpStats
 
-__all__ = ["FramePool", "U8Array", "U32Array", "U64Array", "XdpDriver"]
+__all__ = ["FramePool", "RedirectTarget", "U8Array", "U32Array", "U64Array", "XdpDriver"]
 
 U8Array = npt.NDArray[np.uint8]
 U32Array = npt.NDArray[np.uint32]
@@ -52,6 +52,13 @@ class FramePool(Protocol):
 
     def dma_addrs(self, ids: Any, out: Any) -> int:
         """Write the ``dma_addr`` of each page to `out`, ``(n,) uint64``; return how many."""
+
+
+class RedirectTarget(Protocol):
+    """What frames can be redirected to: a queue, or a consumer in another process; for the rules see `XdpDriver`."""
+
+    def xdp_xmit(self, source: FramePool, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
+        """Take frames of the pool `source`; return how many of the first."""
 
 
 class XdpDriver(Protocol):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagepool.xdp.actions import XdpAction
-from pagepool.xdp.driver import U32Array, XdpDriver
+from pagepool.xdp.driver import RedirectTarget, U32Array, XdpDriver
 
 if TYPE_CHECKING:
     from pagepool.xdp.batch import XdpBatch
@@ -161,7 +161,7 @@ def _nothing() -> None:
     """The flush of a driver that sends at once."""
 
 
-def _xmit_to(target: XdpDriver, source: XdpDriver) -> _Taker:
+def _xmit_to(target: RedirectTarget, source: XdpDriver) -> _Taker:
     def xmit(ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
         return target.xdp_xmit(source.pool, ids, lengths, offsets)
 

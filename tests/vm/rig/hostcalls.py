@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .borrower import borrow
 from .frames import FramePort
 
 MAX_SHARED_BYTES = 1024  # an answer must fit the guest's serial buffer
@@ -87,6 +88,14 @@ class HostCalls:
         with self._shared.open("r+b", buffering=0) as file:
             file.seek(offset)
             return {"written": file.write(bytes.fromhex(hex)) or 0}
+
+    def borrow(self, arena_bytes: int, rings_at: int, count: int, timeout_s: float) -> dict[str, Any]:
+        """Be a consumer of the guest's pool: take `count` frames from the rings in the shared memory, give them back.
+
+        The first `arena_bytes` are the arena, mapped for reading; the rings are at byte `rings_at`. Answers with the
+        CRC of each frame, in order.
+        """
+        return borrow(self._shared, arena_bytes, rings_at, count, timeout_s)
 
     def _count(self, event: str) -> int:
         """Count the lines of the trace that name an event starting with ``event``."""

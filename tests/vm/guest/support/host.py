@@ -137,6 +137,18 @@ def write_shared(offset: int, content: bytes) -> None:
     Call("write_shared", {"offset": offset, "hex": content.hex()}).result()
 
 
+def borrow(arena_bytes: int, rings_at: int, count: int, *, timeout_s: float = 60.0) -> Call:
+    """Have the host be a consumer of a pool over the shared memory, through rings at byte `rings_at` of it.
+
+    Returns
+    -------
+    Call
+        Result: ``crcs`` of the frames it read, in order, pages ``given`` back and still ``lent`` to it, and ``bad``
+        words that it found. At most 48 frames: an answer holds 1024 bytes.
+    """
+    return Call("borrow", {"arena_bytes": arena_bytes, "rings_at": rings_at, "count": count, "timeout_s": timeout_s})
+
+
 def _open_line() -> None:
     global _line_fd
     if _line_fd < 0:
