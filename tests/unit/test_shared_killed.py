@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -386,6 +387,44 @@ def test_a_forked_child_of_a_consumer_gives_nothing_back() -> None:
         batch.complete()
         eventually(lambda: shared.pool.lent == 0)
         assert consumer.stats().bad_returns == 0
+
+
+NOBODY = 65534
+
+
+def as_nobody(shared: SharedPool) -> bytes:
+    """Attach as another user, in a forked child, and say what came of it."""
+    theirs = shared.connect()
+
+    def work() -> bytes:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        with pp.attach(theirs) as queue:
+            batch = next(queue.poll_forever(timeout=PATIENCE_S))
+            return bytes(batch.frame(0))
+
+    said: list[bytes] = []
+    thread = threading.Thread(target=lambda: said.append(in_a_child(work)))
+    thread.start()
+    if shared.wait_for_consumers(1, 1.0):
+        page = shared.pool.alloc_pages()
+        page[:5] = b"hello"
+        shared.send(page, 5)
+    thread.join()
+    theirs.close()
+    return said[0]
+
+
+@pytest.mark.needs_root
+def test_another_user_is_served_only_if_that_was_said() -> None:
+    with SharedPool(pages=512) as shared:
+        assert b"uid 65534 is not served here" in as_nobody(shared)
+        assert shared.stats().refused == 1
+    with SharedPool(pages=512, uids=[NOBODY]) as shared:
+        assert as_nobody(shared) == b"hello"
+        assert shared.wait_until_gone(PATIENCE_S)
+        assert shared.pool.lent == 0
 
 
 # -- the lender ends -------------------------------------------------------------------------------------------------

@@ -87,7 +87,8 @@ class Service:
 
     def unwatch(self, fd: int) -> None:
         """Forget a connection that is about to be closed."""
-        self._by_fd.pop(fd, None)
+        with self._lock:
+            self._by_fd.pop(fd, None)
         try:
             self._epoll.unregister(fd)
         except (OSError, ValueError):
@@ -150,19 +151,17 @@ class Service:
             self._open_door()
         elif fd in self._visitors:
             self._hear(self._visitors[fd])
-        elif fd in self._by_fd:
-            consumer = self._by_fd[fd]
+        elif (consumer := self._by_fd.get(fd)) is not None:
             self._unarmed.add(consumer)
             if consumer.drain_bells():
                 return True
             consumer.hung_up()
             if consumer.state is not ConsumerState.QUARANTINED:
                 self._drop(consumer)
-        elif fd in self._by_pidfd:
-            consumer = self._by_pidfd[fd]
-            if consumer.has_ended():  # looked at anew: the number may be another's since the event
-                consumer.hung_up()
-                self._drop(consumer)
+        elif (consumer := self._by_pidfd.get(fd)) is not None and consumer.has_ended():
+            # Looked at anew: the number may be another's since the event.
+            consumer.hung_up()
+            self._drop(consumer)
         return False
 
     def _open_door(self) -> None:
@@ -188,8 +187,8 @@ class Service:
             return
         with self._lock:
             del self._visitors[visitor.fd]
+            self._by_fd[consumer.fd] = consumer
         pidfd = consumer.peer.pidfd
-        self._by_fd[consumer.fd] = consumer
         self._by_pidfd[pidfd] = consumer
         self._epoll.register(pidfd, select.EPOLLIN)
         self.shared.welcome(consumer)
@@ -215,14 +214,15 @@ class Service:
                     self._unarmed.discard(consumer)
             except Exception:
                 sys.excepthook(*sys.exc_info())
-        for consumer in tuple(self._by_pidfd.values()):
-            if consumer.state is ConsumerState.GONE:
-                self._drop(consumer)
+        for consumer in [one for one in self._by_pidfd.values() if one.state is ConsumerState.GONE]:
+            self._drop(consumer)
 
     def _drop(self, consumer: Consumer) -> None:
         for fd in [fd for fd, known in self._by_pidfd.items() if known is consumer]:
             del self._by_pidfd[fd]
-        for fd in [fd for fd, known in self._by_fd.items() if known is consumer]:
+        with self._lock:
+            fds = [fd for fd, known in self._by_fd.items() if known is consumer]
+        for fd in fds:
             self.unwatch(fd)
         self._unarmed.discard(consumer)
 
