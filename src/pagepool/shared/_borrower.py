@@ -34,6 +34,7 @@ from cython.cimports.pagepool._core.atomic import (
     pp_unlikely,
     pp_unlock,
 )
+from cython.cimports.pagepool._core.tensor import export_capsule
 from cython.cimports.pagepool.shared._ring_layout import (
     AT_BORROWER_BELL,
     AT_GIVEN,
@@ -57,6 +58,7 @@ from cython.cimports.pagepool.shared._ring_layout import (
     shared_desc_t,
 )
 
+from pagepool._core.tensor import CPU_DEVICE, array_interface
 from pagepool.errors import DeadPageError, DoublePutError, ForeignPageError, PagePoolError, WrongThreadError
 
 if not cython.compiled:
@@ -566,6 +568,27 @@ class BorrowedPage:
     def is_live(self) -> bool:
         """Whether this handle still holds its page."""
         return self.live != 0
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the memory was lent for reading."""
+        return not self.pool.writable
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        """Export the frame as a DLPack capsule; as `pagepool.Page`, and read-only where the memory is.
+
+        A library that does not heed the flag (torch) must be given a copy: a store would kill the process.
+        """
+        return export_capsule(self, CPU_DEVICE, stream, max_version, dl_device, copy, False)
+
+    def __dlpack_device__(self):
+        """Return the CPU, ``(1, 0)``."""
+        return CPU_DEVICE
+
+    @property
+    def __array_interface__(self) -> dict:
+        """NumPy's array interface, version 3; its ``data`` holds the page."""
+        return array_interface(self)
 
     def __enter__(self):
         self._must_live()

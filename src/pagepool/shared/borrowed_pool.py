@@ -57,6 +57,13 @@ class BorrowedPool:
         """Make a handle for a page that the caller has; see `PagePool.page`."""
         return self.borrower.page(id, offset, length)
 
+    def lease(self, ids: Any, offset: int = 0, length: int = -1) -> NoReturn:
+        """Raise: a page of another process has one reference here, and `page` is the way to it."""
+        raise BufferError(
+            "frames of another process are not leased: batch.keep() gives a page for each, which is a tensor; "
+            "headers(n) gathers"
+        )
+
     def dma_addrs(self, ids: Any, out: Any) -> NoReturn:
         """Raise: no device of this process maps the memory."""
         raise NotMappedError(f"{self!r} is mapped for no device of this process")
