@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """One thread and two on two AF_XDP queues: with a NumPy verdict, and forwarding.
 
-Frames wait in the rings before the clock starts, see `benchmarks.receive.drained`. On an interpreter with a GIL the two
-answer differently: a verdict runs under the GIL, sending does not.
+Frames wait in the rings before the clock starts, see `benchmarks.receive.drained`; or come all the while, from a sender
+on each thread's own CPU, see `benchmarks.receive.own_sender`. On an interpreter with a GIL a verdict runs under it, and
+sending does not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from benchmarks.receive.arrivals import Arrivals
 from benchmarks.receive.drained import Drained, Way, drain_in_turns
+from benchmarks.receive.own_sender import receive_in_turns
 from benchmarks.setting import Setting
 from pagepool.drivers.af_xdp import AfXdpQueue, open_queues
 from pagepool.drivers.bridge import Bridge
@@ -31,6 +33,7 @@ _RING = 8192
 _SPARE = 64  # the last frames of a full ring come late
 _VERDICT_BUDGETS = (64, 256, 1024, 4096)
 _FORWARD_BUDGETS = (64, 256)
+_LIVE_BUDGETS = (64, 256)
 
 
 def queue_rows(setting: Setting) -> list[Drained]:
@@ -61,7 +64,18 @@ def _rows(setting: Setting, cpus: tuple[int, int]) -> list[Drained]:
         os.sched_setaffinity(0, set(cpus))  # on veth the sender's CPU decides the queue
         stack.callback(os.sched_setaffinity, 0, usable)
         senders = [stack.enter_context(LiveGenerator(pair.far, frame, cpu=cpu)) for cpu in cpus]
-        return drain_in_turns(list(_ways(queues, senders)), setting.rounds, cpus, setting.progress)
+        drained = drain_in_turns(_ways(queues, senders), setting.rounds, cpus, setting.progress)
+        live = receive_in_turns(
+            queues,
+            senders,
+            _judge,
+            _LIVE_BUDGETS,
+            rounds=setting.passes,
+            seconds=setting.receive_s,
+            cpus=cpus,
+            progress=setting.progress,
+        )
+        return drained + live
 
 
 def _ways(queues: list[AfXdpQueue], senders: list[LiveGenerator]) -> list[Way]:
