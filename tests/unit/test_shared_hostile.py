@@ -263,7 +263,7 @@ def test_descriptors_that_a_visitor_brings_are_closed() -> None:
                 sock.settimeout(PATIENCE_S)
                 assert b"REFU" in sock.recv(512)
         eventually(lambda: not shared.service.nr_visitors)
-        eventually(lambda: len(os.listdir("/proc/self/fd")) == before)
+        eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 @pytest.mark.parametrize("said", [b"", HELLO], ids=["nothing", "only hello"])
@@ -351,7 +351,7 @@ def attach_to(answer: Callable[[FakeLender], None]) -> AttachedQueue:
 def no_descriptor_is_left() -> Iterator[None]:
     before = len(os.listdir("/proc/self/fd"))
     yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # fewer, where the thread of an earlier test has just ended
 
 
 LIES: dict[str, tuple[Callable[[Welcome], Welcome | bytes], str]] = {
