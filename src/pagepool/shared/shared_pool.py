@@ -219,8 +219,8 @@ class SharedPool:
 
         Notes
         -----
-        Also brings home what those consumers have given back. About a microsecond for 64 pages; no system call, unless a
-        consumer sleeps.
+        Also brings home what those consumers have given back. About a microsecond for 64 pages; no system call, but
+        where a consumer sleeps.
         """
         self._must_be_open()
         links = self._links if to is None else (to.link,) if isinstance(to, Consumer) else tuple(c.link for c in to)
