@@ -13,11 +13,13 @@ cdef class Home:
     cdef uint32_t nr_pages                # arena.nr_pages
     cdef uint32_t slot                    # this pool's number in the words of its pages
     cdef readonly uint32_t object_bytes
+    cdef bint is_watched                  # the device wants to know when the CPU looks: a debugger
 
     # The pool's side of a handle.
     cdef int handle_put(self, Page page, int64_t dma_sync_size, bint allow_direct) except -1
     cdef int export_ended(self, Page page) except -1
     cdef uint64_t dma_addr_of(self, uint32_t id) except? 0xFFFFFFFFFFFFFFFF
+    cdef int cpu_looks(self, Page page, Py_ssize_t index, Py_ssize_t size_bytes) except -1
     cdef str where_put(self, uint32_t id)
     cdef tuple dlpack_device(self)
     cdef Page reader(self, Page page)

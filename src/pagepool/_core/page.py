@@ -45,6 +45,9 @@ class Home:
     def dma_addr_of(self, id):
         raise NotImplementedError("a page needs a PagePool")
 
+    def cpu_looks(self, page, index, size_bytes):
+        raise NotImplementedError("a page needs a PagePool")
+
     def where_put(self, id):
         return ""
 
@@ -77,6 +80,8 @@ class Page:
     # -- the buffer ----------------------------------------------------------------------------------------------
 
     def __getbuffer__(self, buffer: cython.pointer[Py_buffer], flags: cython.int):
+        if home_of(self).is_watched:
+            home_of(self).cpu_looks(self, 0, self.length)
         self._take_reference()
         with cython.critical_section(self):
             self.exports += 1
@@ -137,6 +142,8 @@ class Page:
             index += self.length
         if not 0 <= index < self.length:
             raise IndexError(f"byte {key} of a page of {self.length} bytes")
+        if home_of(self).is_watched:
+            home_of(self).cpu_looks(self, index, 1)
         return self._at(index)
 
     def __getitem__(self, key):

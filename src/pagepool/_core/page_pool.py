@@ -96,6 +96,7 @@ class PagePool(Bulk):
         if PPFlag.DMA_MAP in checked.flags:
             self.dev = checked.dev
             self.sync = PPFlag.DMA_SYNC_DEV in checked.flags and bool(checked.dev.needs_sync)
+            self.is_watched = getattr(checked.dev, "cpu_access", None) is not None
             key = (id(checked.dev), int(checked.dma_dir))
             found: DmaMap = arena.dma_maps.get(key)
             if found is None:
@@ -351,6 +352,16 @@ class PagePool(Bulk):
         at = self.dma_addr(number) + self.dma_offset + offset
         if self.dev.needs_sync:
             self.dev.sync_for_cpu(at, size_bytes, self.dma_dir_obj)
+
+    def cpu_looks(self, page, index, size_bytes):
+        # A `Page` is about to show its bytes. What is not mapped is the CPU's alone.
+        page._must_live()
+        try:
+            at = self.dma_addr_of(page.id) + page.offset + index
+        except NotMappedError:
+            return 0
+        self.dev.cpu_access(at, size_bytes)
+        return 0
 
     def dlpack_device(self):
         return host_device(self.dev)

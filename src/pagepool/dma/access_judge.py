@@ -75,6 +75,17 @@ class AccessJudge:
         self.must_be_read(one, dma_addr - one.iova, size_bytes, what)
         return one
 
+    def for_look(self, dma_addr: int, size_bytes: int) -> IovaMapping | None:
+        """Return the mapping if the device wrote to the range and nobody synced it for the CPU; reports nothing.
+
+        The CPU may look wherever it likes: what is not mapped, or not judged by syncs, is no matter of the device's.
+        """
+        found = self._table.overlapping(dma_addr, max(size_bytes, 1))
+        if not found or not found[0].has_syncs or found[0].iova > dma_addr or dma_addr + size_bytes > found[0].end:
+            return None
+        at = found[0].ownership.unread_by_cpu(dma_addr - found[0].iova, size_bytes)
+        return None if at is None else found[0]
+
     def must_be_read(self, one: IovaMapping, offset: int, size_bytes: int, what: str) -> None:
         """Report bytes that the device wrote and nobody has synced for the CPU."""
         at = one.ownership.unread_by_cpu(offset, size_bytes)

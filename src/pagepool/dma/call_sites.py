@@ -20,6 +20,8 @@ _OURS = str(Path(__file__).resolve().parents[1]) + "/"
 _PATHS = sysconfig.get_paths()
 _OTHERS = tuple({_PATHS[name] + "/" for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _NOBODYS = ("<frozen ", _OURS)
+_USERS, _NOBODY, _PACKAGE = range(3)
+_kinds: dict[str, int] = {}  # of each file name seen so far: there are as many as modules
 
 
 def user_call_sites(limit: int = 3) -> CallSites:
@@ -31,17 +33,25 @@ def user_call_sites(limit: int = 3) -> CallSites:
     packaged: list[tuple[str, int, str]] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and len(found) < limit:
-        name = frame.f_code.co_filename
-        if name.startswith(_NOBODYS):
-            pass
-        elif name.startswith(_OTHERS):
+        code = frame.f_code
+        name = code.co_filename
+        kind = _kinds.get(name)
+        if kind is None:
+            kind = _kinds[name] = _kind_of(name)
+        if kind == _USERS:
+            found.append((name, frame.f_lineno, code.co_name))
+        elif kind == _PACKAGE:
             if found:
                 break
-            packaged.append((name, frame.f_lineno, frame.f_code.co_name))
-        else:
-            found.append((name, frame.f_lineno, frame.f_code.co_name))
+            packaged.append((name, frame.f_lineno, code.co_name))
         frame = frame.f_back
     return tuple(found or packaged[:limit])
+
+
+def _kind_of(name: str) -> int:
+    if name.startswith(_NOBODYS):
+        return _NOBODY
+    return _PACKAGE if name.startswith(_OTHERS) else _USERS
 
 
 def site_text(site: tuple[str, int, str]) -> str:

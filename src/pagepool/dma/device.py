@@ -27,6 +27,9 @@ class DmaDevice(Protocol):
 
     A device whose `map` pins memory for a GPU may say so by one more attribute, ``dlpack_device``: DLPack's type and
     number, ``(3, 0)`` for CUDA, ``(11, 0)`` for ROCm. Tensors made of its pages name that device, layers pass it on.
+
+    A device that judges may have ``cpu_access(dma_addr, size_bytes)``: pages and batches call it before they show bytes
+    to the CPU. It may raise; then nothing is shown. Asked for once, when a pool or a queue is made.
     """
 
     @property

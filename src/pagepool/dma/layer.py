@@ -47,6 +47,11 @@ class DmaLayer:
         return self.inner.needs_sync
 
     @property
+    def cpu_access(self) -> Callable[[int, int], None] | None:
+        """What the device behind wants to be told of the CPU's accesses by; ``None`` where it does not care."""
+        return getattr(self.inner, "cpu_access", None)
+
+    @property
     def dlpack_device(self) -> tuple[int, int]:
         """What the device behind says of the memory that it has mapped; without a word, ``(1, 0)``: the CPU's."""
         return getattr(self.inner, "dlpack_device", (1, 0))

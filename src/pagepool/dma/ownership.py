@@ -4,8 +4,8 @@
 Three states per byte: the CPU's; the device's; the device's and written by it. A sync for the device gives bytes to it,
 a sync for the CPU takes them back, a mapping begins as the CPU's (pools map without a sync, as the kernel's do). What
 the CPU does between syncs cannot be trapped, but it leaves traces: bytes that are the device's are remembered as they
-were, and a difference is a write of the CPU's that no sync covers. A read of the CPU's leaves none; whoever wants it
-judged says so (`SoftIommu.cpu_read`).
+were, and a difference is a write of the CPU's that no sync covers. A read of the CPU's leaves none: it is judged where
+it comes through a door of pagepool's (`SoftIommu.cpu_access`) or is announced (`SoftIommu.cpu_read`).
 
 Invariant: a byte is accessible for the device if and only if its state is not `CPU`. Costs 8 KiB per page touched.
 """
@@ -13,7 +13,7 @@ Invariant: a byte is accessible for the device if and only if its state is not `
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from pagepool._core.params import PAGE_SIZE
 from pagepool.dma.call_sites import CallSites
@@ -22,6 +22,7 @@ from pagepool.dma.cpu_memory import read_memory
 __all__ = ["Ownership"]
 
 _CPU, _DEVICE, _WRITTEN = 0, 1, 2
+_CPU_BYTE, _WRITTEN_BYTE = bytes((_CPU,)), bytes((_WRITTEN,))
 _KEPT_EVENTS = 8
 
 
@@ -100,6 +101,14 @@ class Ownership:
         self._give(offset, size_bytes, _CPU)
         self.note("written by the CPU", offset, size_bytes, sites)
 
+    def seen_by_cpu(self, offset: int, size_bytes: int, sites: CallSites) -> None:
+        """The CPU looked at what the device wrote: its bytes from now on, so that one mistake is told of once."""
+        for index, start, end in _pages(offset, size_bytes):
+            page = self._pages.get(index)
+            if page is not None:
+                page.owner[start:end] = page.owner[start:end].replace(_WRITTEN_BYTE, _CPU_BYTE)
+        self.note("accessed by the CPU", offset, size_bytes, sites)
+
     def note(self, what: str, offset: int, size_bytes: int, sites: CallSites) -> None:
         """Add to the history of each page of a range."""
         for index, _, _ in _pages(offset, size_bytes):
@@ -137,11 +146,11 @@ class Ownership:
         return None
 
 
-def _pages(offset: int, size_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """Yield index, first byte and end of each page of a range."""
-    end = offset + size_bytes
-    while offset < end:
-        index, start = divmod(offset, PAGE_SIZE)
-        length = min(PAGE_SIZE - start, end - offset)
-        yield index, start, start + length
-        offset += length
+def _pages(offset: int, size_bytes: int) -> Sequence[tuple[int, int, int]]:
+    """Return index, first byte and end of each page of a range; nearly always it is one page."""
+    index, start = divmod(offset, PAGE_SIZE)
+    if start + size_bytes <= PAGE_SIZE:
+        return ((index, start, start + size_bytes),) if size_bytes > 0 else ()
+    last, end = divmod(offset + size_bytes - 1, PAGE_SIZE)
+    whole = [(between, 0, PAGE_SIZE) for between in range(index + 1, last)]
+    return [(index, start, PAGE_SIZE), *whole, (last, 0, end + 1)]

@@ -3,8 +3,8 @@
 
 The device in front of it is software too: the loopback NIC, or whatever reads and writes through `dma_read` and
 `dma_write`. Errors and limits are VFIO's (`iova_table`), whose byte it is follows `ownership`, verdicts are values
-(`findings`). It traps nothing the CPU does. Invariant: no dma_addr is a vaddr, and none is used twice, so that a
-mistake never works by luck.
+(`findings`). The CPU's accesses it sees where they come through a `Page` or a batch; it traps nothing else. Invariant:
+no dma_addr is a vaddr, and none is used twice, so that a mistake never works by luck.
 """
 
 from __future__ import annotations
@@ -141,6 +141,23 @@ class SoftIommu(IommuDomain):
     def cpu_write(self, frames: Any) -> None:
         """Say that the CPU is about to write, and have it judged: the device's next access needs a sync first."""
         self._cpu_access(frames, True)
+
+    def cpu_access(self, dma_addr: int, size_bytes: int) -> None:
+        """Judge an access of the CPU's that nobody announced: every `Page` and batch of this device's pools asks here.
+
+        Raises
+        ------
+        DmaFault
+            The device wrote there and nobody has synced it for the CPU. In collect mode the bytes count as the CPU's
+            from then on, so that one mistake is told of once.
+        """
+        with self._lock:
+            one = self._judge.for_look(dma_addr, size_bytes)
+            if one is not None:
+                if self._log.collect:
+                    one.ownership.seen_by_cpu(dma_addr - one.iova, size_bytes, user_call_sites())
+                what = "CPU access to bytes that the device wrote and nobody synced for the CPU"
+                self._log.add(FindingKind.NOT_SYNCED_FOR_CPU, what, dma_addr, size_bytes, one)
 
     # -- verdicts ------------------------------------------------------------------------------------------------
 

@@ -8,13 +8,14 @@ bytes, never unmapped ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from pagepool._core.params import PAGE_SIZE
+from pagepool._core.params import PAGE_SIZE, PPFlag
 from pagepool._core.tensor import CPU_DEVICE, capsule
-from pagepool.xdp.driver import FramePool, U8Array
+from pagepool.xdp.driver import FramePool, U8Array, U64Array
 
 __all__ = ["FrameMemory"]
 
@@ -54,6 +55,8 @@ class FrameMemory:
         The same, one row per 4 KiB page; a page of a higher order spans the rows after its own.
     page_bytes : int
         Bytes of one page of this pool, ``4096 << order``.
+    cpu_access : callable or None
+        What the pool's device wants to be told of the CPU's looks by, if it is one that judges them.
 
     Notes
     -----
@@ -62,16 +65,19 @@ class FrameMemory:
     Context: any thread.
     """
 
-    __slots__ = ("_memory", "_window", "flat", "page_bytes", "rows")
+    __slots__ = ("_memory", "_pool", "_window", "cpu_access", "flat", "page_bytes", "rows")
 
     flat: U8Array
     rows: U8Array
     page_bytes: int
+    cpu_access: Callable[[int, int], None] | None
 
     def __init__(self, pool: FramePool) -> None:
         self.flat = np.asarray(_ArenaBytes(pool.arena))
         self.rows = self.flat.reshape(-1, PAGE_SIZE)
         self._memory = pool.memory
+        self._pool = pool
+        self.cpu_access = _who_judges(pool)
         self._window: U8Array = np.empty(0, np.uint8)  # opened by the first view that leaves this room
         self.page_bytes = PAGE_SIZE << int(pool.params.order)
 
@@ -105,6 +111,10 @@ class FrameMemory:
         page (after a
         ``shrink``), no window reaches it and the view keeps the address space only.
         """
+        if self.cpu_access is not None:
+            dma_addr: U64Array = np.empty(1, np.uint64)
+            self._pool.dma_addrs(np.array([page_id], np.uint32), dma_addr)
+            self.cpu_access(int(dma_addr[0]) + offset, length)
         start = (page_id << 12) + offset
         end = start + length
         if end > self._window.size:
@@ -113,3 +123,10 @@ class FrameMemory:
             if end > window.size:
                 return self.flat[start:end]
         return self._window[start:end]
+
+
+def _who_judges(pool: FramePool) -> Callable[[int, int], None] | None:
+    """Return how the pool's device is told of the CPU's looks, if pages are mapped for one that wants to know."""
+    params: Any = pool.params
+    is_mapped = PPFlag.DMA_MAP in getattr(params, "flags", PPFlag(0))
+    return getattr(params.dev, "cpu_access", None) if is_mapped else None

@@ -109,6 +109,8 @@ class FrameSet:
             If the window leaves the page of any frame.
         """
         self.check_alive()
+        if self._driver.memory.cpu_access is not None:
+            self._cpu_looks(n_bytes, at)
         return Headers(self, self._driver.memory, self._offset, self._offsets, n_bytes, at)
 
     def frame(self, i: int) -> memoryview:
@@ -151,6 +153,8 @@ class FrameSet:
         self.check_alive()
         if self.kept_or_none is not None and self.kept_or_none.any():
             raise BufferError("frames were kept: the Page of each is its tensor")
+        if self._driver.memory.cpu_access is not None:
+            self._cpu_looks(self._driver.memory.page_bytes if n_bytes is None else n_bytes, at)
         offset = self._offset
         if self._offsets is not None and len(self):
             offset = int(self._offsets[0])
@@ -196,7 +200,17 @@ class FrameSet:
         if self.kept_or_none is not None and self.kept_or_none[i]:
             raise BufferError(f"frame {i} was kept: its Page is the tensor")
         offset = self._offset if self._offsets is None else int(self._offsets[i])
+        if self._driver.memory.cpu_access is not None:
+            self._driver.memory.cpu_access(int(self.dma_addr[i]), int(self.lengths[i]))
         return self._driver.pool.lease(int(self.ids[i]), offset, int(self.lengths[i]))
+
+    def _cpu_looks(self, n_bytes: int, at: int) -> None:
+        # The device judges: tell it of the part of each window that is its frame's.
+        look = self._driver.memory.cpu_access
+        assert look is not None
+        for dma_addr, length in zip(self.dma_addr.tolist(), self.lengths.tolist(), strict=True):
+            if length > at and n_bytes > 0:
+                look(dma_addr + at, min(n_bytes, length - at))
 
     @property
     def kept_or_none(self) -> npt.NDArray[np.bool_] | None:
