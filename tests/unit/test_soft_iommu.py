@@ -284,6 +284,18 @@ def test_findings_of_one_line_are_shown_once_and_all_are_counted() -> None:
         assert "15 more" in text
 
 
+def test_leaks_are_told_by_the_lines_that_mapped() -> None:
+    iommu = SoftIommu(collect=True)
+    with PageAllocator(1 << 22) as memory, memory_page(memory) as page:
+        iommu.map(page.vaddr, 4096, DmaDir.TO_DEVICE)  # first leak
+        iommu.map(page.vaddr, 4096, DmaDir.FROM_DEVICE)  # second leak
+        iommu.close()
+    text = iommu.report()
+    assert text.startswith("soft-iommu: 2 findings")
+    assert f"{__file__}:{line_of('first leak')}" in text
+    assert f"{__file__}:{line_of('second leak')}" in text
+
+
 def test_no_findings_say_so() -> None:
     assert SoftIommu("clean").report() == "clean: no findings"
     with pytest.raises(ValueError, match="max_findings 0"):

@@ -101,10 +101,15 @@ class Finding:
 
 
 def report_text(name: str, findings: Iterable[Finding], dropped: int) -> str:
-    """Return all findings as text; those of one kind from one line of code are shown once, with their number."""
+    """Return all findings as text; those of one kind from one line of code are shown once, with their number.
+
+    The line of a leak is the one that mapped, whoever took the device away.
+    """
     groups: dict[tuple[FindingKind, CallSites], list[Finding]] = {}
     for finding in findings:
-        groups.setdefault((finding.kind, finding.call_sites), []).append(finding)
+        is_leak = finding.kind is FindingKind.LEAKED_MAPPING and finding.history
+        sites = finding.history[0].call_sites if is_leak else finding.call_sites
+        groups.setdefault((finding.kind, sites), []).append(finding)
     total = sum(map(len, groups.values())) + dropped
     lines = [f"{name}: {total or 'no'} finding{'' if total == 1 else 's'}"]
     for number, group in enumerate(groups.values(), 1):
