@@ -7,6 +7,7 @@ Every device has an explicit bus, since QEMU would otherwise put it behind the P
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def command_line(tree: Path, boot: Boot, files: Files, port_fds: dict[str, int])
     return [
         *hosttools.command(tree, "qemu-system-x86_64"),
         *(word for folder in firmware for word in ("-L", str(folder))),
-        *("-machine", "q35,kernel-irqchip=off", "-accel", "tcg,thread=multi", "-cpu", "max"),
+        *("-machine", "q35,kernel-irqchip=off", "-cpu", "max", *_accelerator()),
         *LIFE,
         *(
             "-serial",
@@ -95,6 +96,13 @@ def command_line(tree: Path, boot: Boot, files: Files, port_fds: dict[str, int])
         *(word for device in DEVICES for word in ("-device", _device(device))),
         *("-trace", boot.fault_event, "-trace", "vtd_inv_desc_iotlb*", "-D", str(files.trace)),
     ]
+
+
+def _accelerator() -> list[str]:
+    """Emulation; with ``PAGEPOOL_VM_ICOUNT=1`` one instruction is one nanosecond of the guest's, on one thread."""
+    if os.environ.get("PAGEPOOL_VM_ICOUNT", "") == "1":
+        return ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
+    return ["-accel", "tcg,thread=multi"]
 
 
 def _numa() -> list[str]:
