@@ -9,7 +9,7 @@ import sys
 from .rig.boots import BOOTS
 from .rig.discovery import discover
 from .rig.session import Rig
-from .rig.side_by_side import SideBySide, free_places
+from .rig.side_by_side import SideBySide, free_places, shares
 from .rig.unavailable import Unavailable
 
 
@@ -24,20 +24,19 @@ def main() -> int:
     if unknown := set(arguments.boots) - set(names):
         parser.error(f"no boot {', '.join(sorted(unknown))}")
     tests = [test for test in discover(names) if not arguments.suite or test.suite in arguments.suite]
-    wanted = [(boot, [test for test in tests if test.boot == boot.name]) for boot in BOOTS]
-    wanted = [(boot, tests) for boot, tests in wanted if tests and boot.name in (arguments.boots or names)]
+    wanted = shares([boot for boot in BOOTS if boot.name in (arguments.boots or names)], tests)
     boots = SideBySide(wanted, arguments.places, _show if len(wanted) == 1 else _show_with_name)
     bad = 0
     try:
         with Rig() as rig:
             try:
                 boots.start(rig)
-                for boot, tests in wanted:
-                    run = boots.runs[boot.name]
+                for share in wanted:
+                    run = boots.runs[share.name]
                     run.wait()
                     if isinstance(run.failure, Unavailable):
                         raise run.failure
-                    bad += sum(run.results.outcome(t.suite, t.name, run.ended).verdict == "FAIL" for t in tests)
+                    bad += sum(run.results.outcome(t.suite, t.name, run.ended).verdict == "FAIL" for t in share.tests)
                     if not run.results.done:
                         print(run.last_words)
             finally:
@@ -58,7 +57,7 @@ def _show(_: str, line: str) -> None:
 
 def _show_with_name(name: str, line: str) -> None:
     if line:
-        print(f"{name:12} {line}", flush=True)
+        print(f"{name:14} {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from .rig.boots import BOOTS
 from .rig.discovery import GuestTest
 from .rig.packages import QEMU
 from .rig.session import Rig
-from .rig.side_by_side import SideBySide, free_places
+from .rig.side_by_side import SideBySide, free_places, shares
 from .rig.unavailable import Unavailable
 
 RUNS = pytest.StashKey[dict[str, BootRun]]()
@@ -53,11 +53,10 @@ def vm_is_required(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def boot_runs(request: pytest.FixtureRequest) -> Iterator[dict[str, BootRun] | Unavailable]:
+def boots(request: pytest.FixtureRequest) -> Iterator[SideBySide | Unavailable]:
     """Start all boots that a selected test wants; none is left when the session ends, whatever ends it."""
     selected = [test for item in request.session.items if (test := guest_test_of(item))]
-    wanted = [(boot, [test for test in selected if test.boot == boot.name]) for boot in BOOTS]
-    boots = SideBySide([(boot, tests) for boot, tests in wanted if tests], free_places())
+    boots = SideBySide(shares(BOOTS, selected), free_places())
     try:
         rig = Rig()
     except Unavailable as reason:
@@ -67,7 +66,7 @@ def boot_runs(request: pytest.FixtureRequest) -> Iterator[dict[str, BootRun] | U
         try:
             boots.start(rig)
             request.config.stash[RUNS] = boots.runs
-            yield boots.runs
+            yield boots
         finally:
             boots.close()
 
@@ -83,17 +82,18 @@ def qemu_tree(vm_is_required: bool) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_of(boot_runs: dict[str, BootRun] | Unavailable, vm_is_required: bool) -> Callable[[str], BootRun]:
-    """Return the boot of a name; skips, or fails if a machine is required, where it cannot be had."""
+def run_of(boots: SideBySide | Unavailable, vm_is_required: bool) -> Callable[[GuestTest], BootRun]:
+    """Return the run that a test is in; skips, or fails if a machine is required, where there can be none."""
 
-    def run(name: str) -> BootRun:
-        reason = boot_runs if isinstance(boot_runs, Unavailable) else boot_runs[name].failure
-        if isinstance(reason, Unavailable):
-            _end(reason, vm_is_required)
-        assert not isinstance(boot_runs, Unavailable)
-        return boot_runs[name]
+    def run_of(test: GuestTest) -> BootRun:
+        if isinstance(boots, Unavailable):
+            _end(boots, vm_is_required)
+        run = boots.run_of(test)
+        if isinstance(run.failure, Unavailable):
+            _end(run.failure, vm_is_required)
+        return run
 
-    return run
+    return run_of
 
 
 def _end(reason: Unavailable, vm_is_required: bool) -> NoReturn:

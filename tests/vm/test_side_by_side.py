@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from .rig.boots import BOOTS, Boot
 from .rig.discovery import GuestTest
 from .rig.results import Outcome
 from .rig.serial import Machine
-from .rig.side_by_side import SideBySide
+from .rig.side_by_side import Share, SideBySide, shares
 from .rig.unavailable import Unavailable
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -39,10 +39,10 @@ class FakeRig:
     at_once: int = 0
     most_at_once: int = 0
 
-    def prepare(self, boot: Boot, tests: list[GuestTest]) -> Path:
-        if boot.name not in self.programs:
+    def prepare(self, share: Share) -> Path:
+        if share.name not in self.programs:
             raise Unavailable("no kernel for it")
-        return self.folder / boot.name
+        return self.folder / share.name
 
     def boot(self, prepared: Path, run: BootRun, echo: Callable[[str], None]) -> None:
         self.at_once += 1
@@ -63,8 +63,22 @@ class FakeRig:
         run.finish(machine.ended)
 
 
-def with_tests(*boots: Boot) -> list[tuple[Boot, list[GuestTest]]]:
-    return [(boot, [GuestTest(boot.name, "s", name) for name in ("a", "b")]) for boot in boots]
+def with_tests(*boots: Boot) -> list[Share]:
+    return shares(boots, [GuestTest(boot.name, "s", name) for boot in boots for name in ("a", "b")])
+
+
+def test_long_suites_get_a_machine_of_their_own() -> None:
+    boot = replace(FIRST, name="n", apart="long")
+    tests = [GuestTest("n", suite, "t") for suite in ("a", "long", "longer", "z")] + [GuestTest("other", "a", "t")]
+    dealt = shares([boot], tests)
+    assert [(share.name, [test.suite for test in share.tests]) for share in dealt] == [
+        ("n", ["a", "z"]),
+        ("n long", ["long", "longer"]),
+    ]
+    assert [share.name for share in shares([boot], tests[:1])] == ["n"]
+    assert [share.name for share in shares([boot], tests[1:2])] == ["n long"]
+    boots = SideBySide(dealt, places=1)
+    assert boots.run_of(tests[2]) is boots.runs["n long"]
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from .rig.discovery import GuestTest, discover
 
 @pytest.mark.needs_vm
 @pytest.mark.parametrize("guest_test", discover([boot.name for boot in BOOTS]), ids=str)
-def test_guest(guest_test: GuestTest, run_of: Callable[[str], BootRun], vm_is_required: bool) -> None:
-    outcome = run_of(guest_test.boot).outcome(guest_test.suite, guest_test.name)
+def test_guest(guest_test: GuestTest, run_of: Callable[[GuestTest], BootRun], vm_is_required: bool) -> None:
+    outcome = run_of(guest_test).outcome(guest_test.suite, guest_test.name)
     if outcome.output:
         print(outcome.output)
     if outcome.verdict == "SKIP" and not vm_is_required:

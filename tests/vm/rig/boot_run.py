@@ -21,6 +21,8 @@ class BootRun:
     ----------
     boot : Boot
         What is booted.
+    name : str
+        For the summary, if it is not the boot's: it has a part of the tests.
 
     Attributes
     ----------
@@ -37,8 +39,9 @@ class BootRun:
     `stop`.
     """
 
-    def __init__(self, boot: Boot) -> None:
+    def __init__(self, boot: Boot, name: str = "") -> None:
         self.boot = boot
+        self.name = name or boot.name
         self.results = Results()
         self.ended = ""
         self.last_words = ""
@@ -104,7 +107,7 @@ class BootRun:
 
     def summary(self) -> str:
         """Return one line about the boot."""
-        facts, name = self.results.boot, self.boot.name
+        facts, name = self.results.boot, self.name
         if self.failure:
             return f"{name}: {self.failure}"
         if not facts:

@@ -24,6 +24,7 @@ from .kernel import Kernel
 from .modules import ModuleBuilder
 from .packages import GUEST_LIBC, PYTHONS, QEMU, PackageCache, default_cache
 from .serial import Machine
+from .side_by_side import Share
 from .unavailable import Unavailable
 from .wheel import Builder, find_builder, installed_pagepool
 
@@ -72,9 +73,10 @@ class Rig:
     def __exit__(self, *exc: object) -> None:
         self._lock.close()
 
-    def prepare(self, boot: Boot, tests: list[GuestTest]) -> Prepared:
-        """Make the files of a machine that will run ``tests``."""
-        run_folder = self.folder / "runs" / boot.name
+    def prepare(self, share: Share) -> Prepared:
+        """Make the files of a machine that will run a share of the tests."""
+        boot, tests = share.boot, share.tests
+        run_folder = self.folder / "runs" / share.name.replace(" ", "-")
         run_folder.mkdir(parents=True, exist_ok=True)
         tools = self.packages.tree(QEMU)
         kernel = Kernel(self.packages.tree(boot.kernel), tools)
