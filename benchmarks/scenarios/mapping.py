@@ -72,7 +72,8 @@ def _pages(stack: ExitStack, device: Any) -> Callable[[int], int]:
     pool.put_page(pool.alloc_pages())
 
     def measure(n: int) -> int:
-        alloc, put = pool.dev_alloc_pages, pool.put_page
+        alloc: Callable[[], Any] = pool.dev_alloc_pages
+        put = pool.put_page
         start = perf_counter_ns()
         for _ in python_loop(n):
             put(alloc())
