@@ -71,7 +71,7 @@ def test_where_chooses_and_the_others_get_the_verdict_it_gave(queue: LoopbackQue
 def test_one_that_keeps_everything_is_told(queue: LoopbackQueue) -> None:
     stream = arrow_stream(queue, limit=128, budget=64)
     kept = [stream.read_next(), stream.read_next()]
-    with pytest.raises(ArrowBacklogError, match="holds 128 frames .* may hold 128"):
+    with pytest.raises(ArrowBacklogError, match=r"holds 128 frames .* may hold 128"):
         stream.read_next()
     kept.clear()
     assert stream.read_next() is not None
@@ -177,10 +177,13 @@ def test_pyarrow_reads_a_stream_to_parquet_and_says_our_errors(queue: LoopbackQu
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pa.RecordBatchReader.from_stream(arrow_stream(queue, frames=500, budget=100)) as reader:
-        with pq.ParquetWriter(tmp_path / "x.parquet", reader.schema) as writer:
-            for record_batch in reader:
-                writer.write_batch(record_batch)
+    stream = arrow_stream(queue, frames=500, budget=100)
+    with (
+        pa.RecordBatchReader.from_stream(stream) as reader,
+        pq.ParquetWriter(tmp_path / "x.parquet", reader.schema) as writer,
+    ):
+        for record_batch in reader:
+            writer.write_batch(record_batch)
     assert pq.read_metadata(tmp_path / "x.parquet").num_rows == 500
     del record_batch
     gc.collect()

@@ -61,6 +61,6 @@ class Backlog:
     def error(self) -> ArrowBacklogError:
         """Return the error that says what is the matter and what helps."""
         return ArrowBacklogError(
-            f"Arrow holds {self.held} frames of {self.pool!r} and may hold {self.limit}: let go of some (what was "
-            "computed from them needs no frames), ask for less, copy what is to be kept, or drop what there is no room for"
+            f"Arrow holds {self.held} frames of {self.pool!r} and may hold {self.limit}: let go of some, "
+            "ask for less, copy what is to be kept, or drop what there is no room for"
         )
