@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``--sql`` and ``--write FILE.parquet``: what they show, what they refuse, and that memory is bounded and comes home."""
+"""``--sql`` and ``--write FILE.parquet``: what they show and refuse; memory is bounded and comes home."""
 
 from __future__ import annotations
 

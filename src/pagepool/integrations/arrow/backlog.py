@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from pagepool import PagePool
+from pagepool._core.params import PAGE_SIZE
 from pagepool.errors import PagePoolError
 from pagepool.integrations.arrow._lease import held_pages
 
@@ -35,7 +37,7 @@ class Backlog:
 
     Parameters
     ----------
-    pool : PagePool
+    pool : PagePool, or another process's
     limit : int, optional
         Pages; by default half of what the pool can have, so that the other half keeps the device going.
     """
@@ -43,15 +45,14 @@ class Backlog:
     def __init__(self, pool: Any, limit: int | None = None) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit {limit}: Arrow must be allowed a page at least")
-        object_pages = 1 << int(pool.params.order)
-        most = int(pool.params.limit) or pool.memory.stats().limit_bytes // (4096 * object_pages)
+        most = int(pool.params.limit) or pool.arena.size_bytes // (PAGE_SIZE << int(pool.params.order))
         self.pool = pool
         self.limit = limit if limit is not None else max(min(most // 2, _MOST_PAGES), 1)
 
     @property
     def held(self) -> int:
-        """int : pages that Arrow has now."""
-        return held_pages(self.pool)
+        """int : pages that Arrow has now; of another process's pool, that this process has."""
+        return held_pages(self.pool) if isinstance(self.pool, PagePool) else int(self.pool.lent)
 
     @property
     def room(self) -> int:
