@@ -2,6 +2,7 @@
 """The scenarios, one a file, in the order of the table."""
 
 from benchmarks.scenarios import (
+    arrow,
     baseline,
     bulk,
     cross_thread,
@@ -27,6 +28,7 @@ CASES = {
     "bulk": bulk.cases,
     "handles": handles.cases,
     "tensors": tensors.cases,
+    "arrow": arrow.cases,
     "mempool": mempool.cases,
     "filter": filter.cases,
     "sharing": sharing.cases,
