@@ -2,6 +2,7 @@
 """The scenarios, one a file, in the order of the table."""
 
 from benchmarks.scenarios import (
+    arrow,
     baseline,
     bulk,
     cross_thread,
@@ -29,6 +30,7 @@ CASES = {
     "handles": handles.cases,
     "tensors": tensors.cases,
     "mapping": mapping.cases,
+    "arrow": arrow.cases,
     "mempool": mempool.cases,
     "filter": filter.cases,
     "sharing": sharing.cases,

@@ -286,6 +286,34 @@ def test_a_target_is_closed_and_opened_under_fire(veth: VethPair, second_pair: V
     source.pool.check()
 
 
+def test_a_close_between_the_post_and_the_kick_gives_each_page_back_once(
+    veth: VethPair, second_pair: VethPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread closes the target when the frames are in its ring: they are the ring's to give back, not ours."""
+    with ExitStack() as stack:
+        (source,) = stack.enter_context(open_queues("near", frames=4096, **SMALL))
+        with second_pair.near.ns:
+            (target,) = open_queues("near", share_umem_with=source, **SMALL)
+        generator = stack.enter_context(LiveGenerator(veth.far, frame_to_near(veth)))
+        generator.send(64)
+        kick = target.parts.egress.kick
+
+        def close_first() -> None:
+            monkeypatch.setattr(target.parts.egress, "kick", kick)
+            closer = threading.Thread(target=target.close)
+            closer.start()
+            closer.join()
+            kick()
+
+        monkeypatch.setattr(target.parts.egress, "kick", close_first)
+        take(source, 64, lambda batch: batch.redirect(target))
+        assert target.closed
+        assert (source.xdp_stats.redirect, source.xdp_stats.redirect_dropped) == (64, 0)
+        assert source.pool.stats().rejected == 0
+        source.pool.check()
+    assert source.pool.lent == 0
+
+
 def test_an_interface_that_vanishes_ends_all_threads_with_its_name(veth: VethPair, second_pair: VethPair) -> None:
     with ExitStack() as stack:
         (a,) = stack.enter_context(open_queues("near", frames=4096, **SMALL))

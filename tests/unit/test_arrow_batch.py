@@ -362,13 +362,18 @@ def test_pages_that_were_put_are_refused(queue: RecordingQueue) -> None:
         to_arrow(pages)
 
 
-def test_pages_of_two_arenas_are_refused() -> None:
+def test_pages_of_several_arenas_are_one_batch() -> None:
     with PageAllocator(size_bytes=4 << 20) as memory, pp.PagePool(memory=memory) as one, pp.PagePool() as other:
-        pages = [one.alloc_pages(), other.alloc_pages()]
-        with pytest.raises(ValueError, match="several arenas"):
-            to_arrow(pages)
-        assert len(to_arrow(pages, [1])) == 1
+        pages = [one.alloc_pages(), other.alloc_pages(), other.alloc_frag(128), one.alloc_pages()]
+        for number, page in enumerate(pages):
+            memoryview(page)[:] = bytes([number]) * len(page)
+        arrow = to_arrow(pages, columns=["payload", "ethertype"])
+        array = exported(arrow)
+        arrow.close()
+        assert payloads(array.children[0].contents) == [bytes([i]) * n for i, n in enumerate((4096, 4096, 128, 4096))]
+        release(array)
         pages.clear()
+        del page
 
 
 def test_shared_frames_keep_their_verdict(queue: RecordingQueue, pool: Any) -> None:

@@ -17,6 +17,8 @@ from rich.text import Text
 from pagepool.cli import units
 from pagepool.cli.forwarding import directions
 from pagepool.cli.meter import Rates, Sample, rates
+from pagepool.cli.query import WindowResult
+from pagepool.cli.result_table import headline, table_lines
 from pagepool.cli.summary import Summary
 from pagepool.cli.wire import Wire
 
@@ -27,6 +29,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _LABEL = 16
 _WIDEST = 100
 _OTHER_LINES = 21  # of the screen, beside the lines of single queues
+_RESULT_OTHER_LINES = 8  # and beside a query's result
 
 
 class LiveReport:
@@ -49,6 +52,7 @@ class LiveReport:
         self._history: deque[float] = deque(maxlen=240)
         self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
         self._wire: Wire | None = None
+        self._result: WindowResult | None = None
 
     def begin(self, wire: Wire, first: Sample) -> None:
         """Show the first screen."""
@@ -65,9 +69,17 @@ class LiveReport:
         self._live.update(self.screen(now, rate), refresh=True)
         self._recent.append(now)
 
+    def window(self, result: WindowResult) -> None:
+        """Show what the query said, from the next drawing on, instead of where pages are and come from."""
+        self._result = result
+
     def end(self, summary: Summary) -> None:
         """Give way to the summary."""
         self.close()
+        if self._result is not None:
+            for row in _result(self._result, self._console.width - 1, self._console.height):
+                self._console.print(row, soft_wrap=True)
+            self._console.print()
         for number, line in enumerate(summary.lines()):
             self._console.print(Text(line, style="bold" if number == 0 else ""), soft_wrap=True)
 
@@ -95,6 +107,14 @@ class LiveReport:
         yield self._speed(now, rate)
         yield Text(f" {_spark(self._history, width - 2)}", style="green")
         yield Text()
+        if self._result is not None:
+            yield from _result(
+                self._result, width, self._console.height - _RESULT_OTHER_LINES - bool(self._wire.reason)
+            )
+            yield Text()
+            yield _recycled(now, width)
+            yield Text()
+            return
         yield from _where(now, width)
         yield Text()
         ways = list(_ways(self._wire, self._recent[0], now))
@@ -106,8 +126,7 @@ class LiveReport:
             yield Text()
         yield from _came(now, rate)
         yield Text()
-        recycled = f" {units.percent(now.recycle_ratio)} recycled"
-        yield _ends(recycled, f"{units.bytes_of(now.memory_bytes)} of {now.memory} ", width, "bold")
+        yield _recycled(now, width)
         yield Text()  # the terminal echoes ^C where the cursor is: not at the end of a full line
 
     def _speed(self, now: Sample, rate: Rates) -> Text:
@@ -119,6 +138,18 @@ class LiveReport:
             share = rate.lost / (rate.lost + rate.packets)
             line.append(f"   {units.per_second(rate.lost)} lost ({100 * share:.0f} %)", style="yellow")
         return line
+
+
+def _recycled(now: Sample, width: int) -> Text:
+    recycled = f" {units.percent(now.recycle_ratio)} recycled"
+    return _ends(recycled, f"{units.bytes_of(now.memory_bytes)} of {now.memory} ", width, "bold")
+
+
+def _result(result: WindowResult, width: int, height: int) -> Iterator[Text]:
+    """A query's result, as much of it as fits."""
+    yield Text(f" {headline(result)}", style="yellow" if result.missed else "dim")
+    for number, line in enumerate(table_lines(result, width - 3, max(height - 1, 3))):
+        yield Text(f"   {line}", style="bold" if number == 0 else "")
 
 
 def _ways(wire: Wire, before: Sample, now: Sample) -> Iterator[Text]:

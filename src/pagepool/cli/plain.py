@@ -10,10 +10,14 @@ from typing import Any, TextIO
 from pagepool.cli import units
 from pagepool.cli.forwarding import directions
 from pagepool.cli.meter import Rates, Sample, rates
+from pagepool.cli.query import WindowResult
+from pagepool.cli.result_table import headline, table_lines
 from pagepool.cli.summary import Summary
 from pagepool.cli.wire import Wire
 
 __all__ = ["JsonReport", "PlainReport"]
+
+_WIDEST, _MOST_LINES = 160, 50  # of a query's result
 
 
 class PlainReport:
@@ -47,6 +51,10 @@ class PlainReport:
         self._say(_line(now, rates(self._before, now)) + _ways(self._wire, now))
         self._before = now
 
+    def window(self, result: WindowResult) -> None:
+        """Print what the query said."""
+        self._say(headline(result), *(f"  {line}" for line in table_lines(result, _WIDEST, _MOST_LINES)))
+
     def end(self, summary: Summary) -> None:
         """Print the summary."""
         self._say("", *summary.lines())
@@ -75,7 +83,10 @@ def _ways(wire: Wire, now: Sample) -> str:
 
 
 class JsonReport:
-    """JSON lines: a ``sample`` a second, then a ``summary``. The kernel's counters have netlink's spelling."""
+    """JSON lines: a ``sample`` a second, a ``window`` for each result of a query, at the end a ``summary``.
+
+    The kernel's counters have netlink's spelling.
+    """
 
     interval_s = 1.0
 
@@ -107,6 +118,10 @@ class JsonReport:
                 "queues": [queue.as_dict() for queue in now.queues],
             }
         )
+
+    def window(self, result: WindowResult) -> None:
+        """Print what the query said."""
+        self._say(result.as_dict())
 
     def end(self, summary: Summary) -> None:
         """Print the summary."""

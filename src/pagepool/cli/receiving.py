@@ -18,12 +18,17 @@ from pagepool.cli import without_pool
 from pagepool.cli.failure import CannotError
 from pagepool.cli.forwarding import directions
 from pagepool.cli.meter import Meter, Sample
+from pagepool.cli.parquet_file import ParquetFile
+from pagepool.cli.query import Query, WindowResult
 from pagepool.cli.summary import Summary
-from pagepool.cli.tap import ACTIONS, CaptureFile, Tap
+from pagepool.cli.tap import ACTIONS, CaptureFile, Sink, Tap
 from pagepool.cli.wire import Wire
 from pagepool.drivers.queue_threads import QueueThreads
+from pagepool.napi import NAPI_POLL_WEIGHT
 
 __all__ = ["Report", "receive"]
+
+_ARROW_BUDGET = 1024  # a record batch costs as much as reading 500 frames: let it be a large one, where many come
 
 
 class Report(Protocol):
@@ -33,6 +38,7 @@ class Report(Protocol):
 
     def begin(self, wire: Wire, first: Sample) -> None: ...
     def show(self, now: Sample) -> None: ...
+    def window(self, result: WindowResult) -> None: ...
     def end(self, summary: Summary) -> None: ...
     def close(self) -> None: ...
 
@@ -45,6 +51,7 @@ def receive(
     seconds: float | None = None,
     write: str | None = None,
     cpus: Sequence[int] | None = None,
+    query: Query | None = None,
 ) -> Summary:
     """Receive until the time is up or Ctrl-C, and report.
 
@@ -58,9 +65,11 @@ def receive(
     seconds : float, optional
         Longest time.
     write : str, optional
-        Path of a capture file.
+        Path of a capture file; Parquet if it is called so, else pcapng.
     cpus : sequence of int, optional
         Where each queue's thread is to stay.
+    query : Query, optional
+        Asks about the frames, window after window.
 
     Raises
     ------
@@ -74,12 +83,18 @@ def receive(
         capture = undo.enter_context(closing(_open_capture(write))) if write is not None else None
         undo.enter_context(wire)
         undo.callback(report.close)
+        if query is not None:
+            undo.callback(query.stop)
+        sinks: list[Sink] = [] if capture is None else [capture]
+        if query is not None:
+            sinks.append(query.window)
+        budget = _ARROW_BUDGET if query is not None or isinstance(capture, ParquetFile) else NAPI_POLL_WEIGHT
         taps = [
-            Tap(f"{queue.name} queue {queue.queue}", wire.verdict(queue) or ACTIONS[action], capture)
+            Tap(f"{queue.name} queue {queue.queue}", wire.verdict(queue) or ACTIONS[action], sinks)
             for queue in wire.queues
         ]
         try:
-            threads = QueueThreads(wire.queues, taps, cpus=cpus)
+            threads = QueueThreads(wire.queues, taps, cpus=cpus, budget=budget)
         except ValueError as error:
             raise CannotError(f"--cpu: {error}") from None
         undo.callback(_end, threads)
@@ -87,11 +102,17 @@ def receive(
         try:
             threads.start()
             report.begin(wire, meter.sample())
+            if query is not None:
+                query.start()
             wire.start()
-            _watch(meter, report, threads, seconds)
+            _watch(meter, report, threads, seconds, query)
         except KeyboardInterrupt:
             pass
         failure = _end(threads)
+        if query is not None:
+            for result in query.stop():
+                report.window(result)
+            failure = failure or query.failure
         last = meter.sample()
         wire.stop()
         costs = without_pool.measure(wire.queues[0]) if failure is None else None
@@ -104,6 +125,7 @@ def receive(
             write or "",
             capture.frames if capture is not None else 0,
             tuple(directions(wire, last)),
+            query.figures() if query is not None else None,
         )
         report.end(summary)
     if failure is not None:
@@ -111,15 +133,17 @@ def receive(
     return summary
 
 
-def _watch(meter: Meter, report: Report, threads: QueueThreads, seconds: float | None) -> None:
-    """Report at even intervals until it is time."""
+def _watch(meter: Meter, report: Report, threads: QueueThreads, seconds: float | None, query: Query | None) -> None:
+    """Report at even intervals until it is time, or a thread failed."""
     start = time.monotonic()
     end = start + seconds if seconds is not None else float("inf")
     due = start
     while (now := time.monotonic()) < end:
         due += report.interval_s
-        if threads.wait(max(min(due, end) - now, 0.0)):
+        if threads.wait(max(min(due, end) - now, 0.0)) or (query is not None and query.failure is not None):
             return
+        for result in query.results() if query is not None else ():
+            report.window(result)
         if time.monotonic() < end or due <= end:
             report.show(meter.sample())
 
@@ -134,9 +158,9 @@ def _end(threads: QueueThreads) -> BaseException | None:
     return None
 
 
-def _open_capture(path: str) -> CaptureFile:
+def _open_capture(path: str) -> CaptureFile | ParquetFile:
     try:
-        return CaptureFile(path)
+        return ParquetFile(path) if path.endswith(".parquet") else CaptureFile(path)
     except OSError as error:
         raise CannotError(f"cannot write {path}: {error.strerror}") from None
 

@@ -16,8 +16,10 @@ from pagepool.cli.forwarding import Forwarding
 from pagepool.cli.live import LiveReport
 from pagepool.cli.pci_wire import PciNic
 from pagepool.cli.plain import JsonReport, PlainReport
+from pagepool.cli.query import Query
 from pagepool.cli.receiving import Report, receive
 from pagepool.cli.tap import ACTIONS
+from pagepool.cli.window import Window, parse_window
 from pagepool.cli.wire import Wire, WireOptions, choose_wire
 
 __all__ = ["rx_command"]
@@ -53,8 +55,18 @@ def rx_command(
         typer.Option(metavar="N", min=0, help="Keep a queue's thread on this CPU; one for each queue, in their order."),
     ] = None,
     write: Annotated[
-        str | None, typer.Option(metavar="FILE.pcapng", help="Also write every frame to a capture file.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Also write every frame to FILE.pcapng, or with its columns to FILE.parquet."
+        ),
     ] = None,
+    sql: Annotated[
+        str | None,
+        typer.Option(metavar="SELECT", help="Ask DuckDB about the table packets, window after window; see below."),
+    ] = None,
+    window: Annotated[
+        str, typer.Option(metavar="1s|10000", help="How long a window of --sql is: a time, or a number of frames.")
+    ] = "1s",
     seconds: Annotated[
         float | None, typer.Option(metavar="S", min=0.0, help="End after so many seconds; default: with Ctrl-C.")
     ] = None,
@@ -78,6 +90,9 @@ def rx_command(
     With --forward, two interfaces become one wire, on all their queues: frames move from one to the other by the ids of
     their pages, without a copy.
 
+    With --sql, the table packets has the columns timestamp, interface, queue, page, length, ethertype, vlan, src_ip,
+    dst_ip, proto, src_port, dst_port and payload. DuckDB reads the frames where they lie.
+
     Ctrl-C ends it with the summary and exit status 0. Nothing is left behind.
     """
     ifnames = tuple(dict.fromkeys(ifname or ()))
@@ -100,8 +115,10 @@ def rx_command(
         wire = Forwarding(ifnames[0], forward, options)
     else:
         wire = choose_wire(ifnames, options, loopback=loopback)
+    seconds_long, frames_long = parse_window(window)
+    query = None if sql is None else Query(sql, Window(seconds_long, frames_long, shared=action != "drop"))
     try:
-        receive(wire, action, _report(json, seconds), seconds=seconds, write=write, cpus=cpu or None)
+        receive(wire, action, _report(json, seconds), seconds=seconds, write=write, cpus=cpu or None, query=query)
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 

@@ -12,6 +12,7 @@ from typing import Any
 from pagepool.cli import units
 from pagepool.cli.forwarding import Direction
 from pagepool.cli.meter import Sample
+from pagepool.cli.query import QueryFigures
 from pagepool.cli.without_pool import Cost, Costs
 
 __all__ = ["Summary"]
@@ -41,6 +42,8 @@ class Summary:
         Frames in it.
     ways : tuple of Direction
         What went which way, where it was forwarded.
+    query : QueryFigures or None
+        What a query saw, if there was one.
     """
 
     title: str
@@ -51,6 +54,7 @@ class Summary:
     capture: str = ""
     captured: int = 0
     ways: tuple[Direction, ...] = ()
+    query: QueryFigures | None = None
 
     @property
     def frames(self) -> int:
@@ -84,6 +88,8 @@ class Summary:
             result["forward"] = [way.as_dict() for way in self.ways]
         if self.capture:
             result["capture"] = {"path": self.capture, "frames": self.captured}
+        if self.query is not None:
+            result["query"] = self.query._asdict()
         if self.costs is not None:
             result["without-pool-estimate"] = {
                 "page-seconds": _total_s(self.costs.page, frames),
@@ -112,6 +118,10 @@ class Summary:
             lines.append(f"{units.count(lost)} more ({share}) came faster than they could be taken, and were lost")
         if self.capture:
             lines.append(f"{units.count(self.captured)} frames are in {self.capture}")
+        if self.query is not None:
+            windows, seen, missed = self.query
+            rest = f"; {units.count(missed)} were in none" if missed else ""
+            lines.append(f"the query saw {units.count(seen)} frames in {windows} windows{rest}")
         return lines
 
     def _table(self) -> list[str]:

@@ -8,14 +8,15 @@ in the capture before anybody else can have its page.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from pagepool.drivers.capture import PcapngWriter
 from pagepool.xdp import XdpBatch
 
-__all__ = ["ACTIONS", "CaptureFile", "Tap", "Verdict"]
+__all__ = ["ACTIONS", "CaptureFile", "Sink", "Tap", "Verdict"]
 
 Verdict = Callable[[XdpBatch], object]
 
@@ -25,6 +26,16 @@ ACTIONS: dict[str, Verdict] = {
     "pass": lambda batch: batch.pass_(),
     "tx": lambda batch: batch.tx(),
 }
+
+
+class Sink(Protocol):
+    """What sees frames before their verdict."""
+
+    def interface(self, name: str) -> int:
+        """Take note of a queue; return its number."""
+
+    def write(self, interface: int, batch: XdpBatch) -> None:
+        """See the frames of a batch of that queue. Context: the queue's thread; several at once."""
 
 
 class CaptureFile:
@@ -64,8 +75,8 @@ class Tap:
         Of the queue, for the capture.
     verdict : callable
         Gives the frames of a batch theirs.
-    capture : CaptureFile, optional
-        Gets every frame before its verdict.
+    sinks : sequence of Sink
+        See every frame before its verdict, in this order.
 
     Attributes
     ----------
@@ -73,16 +84,15 @@ class Tap:
         Received so far; written by the queue's thread, readable by anyone.
     """
 
-    def __init__(self, name: str, verdict: Verdict, capture: CaptureFile | None = None) -> None:
+    def __init__(self, name: str, verdict: Verdict, sinks: Sequence[Sink] = ()) -> None:
         self.frames = 0
         self.size_bytes = 0
         self._verdict = verdict
-        self._capture = capture
-        self._interface = 0 if capture is None else capture.interface(name)
+        self._sinks = [(sink.write, sink.interface(name)) for sink in sinks]
 
     def __call__(self, batch: XdpBatch) -> None:
         self.frames += len(batch)
         self.size_bytes += int(np.add.reduce(batch.lengths))
-        if self._capture is not None:
-            self._capture.write(self._interface, batch)
+        for write, interface in self._sinks:
+            write(interface, batch)
         self._verdict(batch)

@@ -4,7 +4,19 @@
 The Arrow C data interface and its PyCapsule protocol, written out. No query engine and no file format.
 """
 
+from pagepool.integrations.arrow.backlog import ArrowBacklogError
 from pagepool.integrations.arrow.columns import ALL_COLUMNS, COLUMNS, FIVE_TUPLE, METADATA
+from pagepool.integrations.arrow.queue_stream import QueueStream, arrow_stream
 from pagepool.integrations.arrow.record_batch import ArrowBatch, to_arrow
 
-__all__ = ["ALL_COLUMNS", "COLUMNS", "FIVE_TUPLE", "METADATA", "ArrowBatch", "to_arrow"]
+__all__ = [
+    "ALL_COLUMNS",
+    "COLUMNS",
+    "FIVE_TUPLE",
+    "METADATA",
+    "ArrowBacklogError",
+    "ArrowBatch",
+    "QueueStream",
+    "arrow_stream",
+    "to_arrow",
+]

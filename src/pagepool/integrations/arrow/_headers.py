@@ -17,7 +17,9 @@ if not cython.compiled:
     raise ImportError("pagepool.integrations.arrow._headers is compiled: run `make build`, or `pip install .`")
 
 
-def read_headers(flat: cython.uchar[::1], starts: int64_t[::1], lengths: int64_t[::1], out: cython.uchar[::1]) -> None:
+def read_headers(
+    flat: cython.const[cython.uchar][::1], starts: int64_t[::1], lengths: int64_t[::1], out: cython.uchar[::1]
+) -> None:
     """Read the headers of frames.
 
     Parameters
@@ -144,7 +146,10 @@ def _ports(at, end, out):
 
 
 def address_views(
-    headers: cython.uchar[::1], destination: cython.bint, views: cython.uchar[::1], data: cython.uchar[::1]
+    headers: cython.const[cython.uchar][::1],
+    destination: cython.bint,
+    views: cython.uchar[::1],
+    data: cython.uchar[::1],
 ) -> int:
     """Write addresses as text, in Arrow's view layout.
 
@@ -167,13 +172,15 @@ def address_views(
     i: cython.Py_ssize_t
     used: uint32_t = 0
     length: uint32_t
-    ip: cython.pointer[uint8_t]
+    ip: cython.pointer[cython.const[uint8_t]]
     n: cython.Py_ssize_t = headers.shape[0] // cython.sizeof(pp_header_t)
     if views.shape[0] != 16 * n or data.shape[0] != TEXT_BYTES * n or data.shape[0] > 0x7FFFFFFF:
         raise ValueError(f"{n} headers, {views.shape[0]} bytes of views and {data.shape[0]} of text do not fit")
     if n == 0:
         return 0
-    header: cython.pointer[pp_header_t] = cython.cast(cython.pointer[pp_header_t], cython.address(headers[0]))
+    header: cython.pointer[cython.const[pp_header_t]] = cython.cast(
+        cython.pointer[cython.const[pp_header_t]], cython.address(headers[0])
+    )
     view: cython.pointer[uint8_t] = cython.address(views[0])
     text: cython.pointer[uint8_t] = cython.address(data[0])
     memset(view, 0, views.shape[0])

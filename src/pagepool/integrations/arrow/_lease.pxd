@@ -9,6 +9,7 @@ from pagepool._core.tiers cimport Tiers
 ctypedef struct pp_anchor_t:
     PyObject *pool           # a reference owned
     uint32_t leases          # guarded by anchors_lock
+    uint32_t nr_pages        # of them all
     pp_anchor_t *next
 
 cdef enum:
@@ -23,8 +24,8 @@ ctypedef struct pp_lease_t:
     uint32_t kind
     uint32_t nr_ids
     uint32_t *ids            # in `block`, behind the arrays
-    PyObject *home           # a reference owned; of HOME_RING the anchor's, of HOME_NONE NULL
-    pp_anchor_t *anchor      # of HOME_RING
+    PyObject *home           # a reference owned; the anchor's where there is one; of HOME_NONE NULL
+    pp_anchor_t *anchor      # of HOME_RING and HOME_REFERENCE
     char *block              # memory for arrays, 64-byte aligned
     Py_ssize_t size_bytes    # of it, without the ids
 
@@ -50,8 +51,8 @@ cdef int _put_rest(pp_lease_t *lease, uint32_t done) noexcept
 cdef int _put_ids(pp_lease_t *lease, uint32_t done) noexcept
 cdef int _put_reference(Tiers pool, uint32_t id) noexcept
 cdef void _free_lease(pp_lease_t *lease) noexcept nogil
-cdef pp_anchor_t *_anchor_of(object pool) except NULL
-cdef void _let_go(pp_anchor_t *anchor) noexcept nogil
+cdef pp_anchor_t *_anchor_of(object pool, uint32_t nr_pages) except NULL
+cdef void _let_go(pp_anchor_t *anchor, uint32_t nr_pages) noexcept nogil
 cdef int _sweep(void *unused) noexcept
 
 

@@ -101,8 +101,8 @@ def _go_home(lease):
     if lease.kind != HOME_RING or done < lease.nr_ids:
         with cython.gil:
             _put_rest(lease, done)
-    if lease.kind == HOME_RING:
-        _let_go(lease.anchor)
+    if lease.anchor != cython.NULL:
+        _let_go(lease.anchor, lease.nr_ids)
     _free_lease(lease)
     python_leave()
 
@@ -114,7 +114,7 @@ def _put_rest(lease, done):
     trace: cython.pointer[PyObject] = cython.NULL
     PyErr_Fetch(cython.address(kind), cython.address(value), cython.address(trace))
     _put_ids(lease, done)
-    if lease.kind != HOME_RING:
+    if lease.anchor == cython.NULL:
         Py_DECREF(cython.cast(object, lease.home))
     PyErr_Restore(kind, value, trace)
     return 0
@@ -126,6 +126,10 @@ def _put_ids(lease, done):
     if lease.kind == HOME_REFERENCE:
         for i in range(lease.nr_ids):
             _put_reference(cython.cast(Tiers, lease.home), lease.ids[i])
+    elif lease.kind == HOME_RING and not cython.cast(Tiers, lease.home).track:
+        # Never as the owner, who this thread may be: another may want to become it while a large put runs.
+        cython.cast(Tiers, lease.home).put_ids(lease.ids + done, lease.nr_ids - done, -1, False)
+        cython.cast(Tiers, lease.home).raise_pending()
     elif lease.kind != HOME_OBJECT:
         rest = PyMemoryView_FromMemory(
             cython.cast(cython.p_char, lease.ids + done), 4 * (lease.nr_ids - done), PyBUF_READ
@@ -147,7 +151,7 @@ def _free_lease(lease):
 # -- the one Python reference to a pool that all its leases share --------------------------------------------------
 
 
-def _anchor_of(pool):
+def _anchor_of(pool, nr_pages):
     # With the GIL.
     global anchors
     home: cython.pointer[PyObject] = cython.cast(cython.pointer[PyObject], pool)
@@ -166,18 +170,20 @@ def _anchor_of(pool):
         found.next = anchors
         anchors = found
     found.leases += 1
+    found.nr_pages += nr_pages
     pp_unlock(cython.address(anchors_lock))
     free(spare)
     return found
 
 
-def _let_go(anchor):
+def _let_go(anchor, nr_pages):
     # Without the GIL a reference cannot be dropped: the main thread does it, as soon as it runs Python again. Until
     # then a pool lives a little longer; should the queue of such calls be full, until the next lease goes.
     global sweep_asked
     ask: cython.bint = False
     pp_lock(cython.address(anchors_lock))
     anchor.leases -= 1
+    anchor.nr_pages -= nr_pages
     if anchor.leases == 0 and not sweep_asked:
         sweep_asked = ask = True
     pp_unlock(cython.address(anchors_lock))
@@ -208,6 +214,20 @@ def _sweep(unused):
         Py_DECREF(cython.cast(object, one.pool))
         free(one)
     return 0
+
+
+def held_pages(pool) -> int:
+    """Pages of a pool that leases hold now, whoever made them. Context: any thread."""
+    home: cython.pointer[PyObject] = cython.cast(cython.pointer[PyObject], pool)
+    held: uint32_t = 0
+    pp_lock(cython.address(anchors_lock))
+    at: cython.pointer[pp_anchor_t] = anchors
+    while at != cython.NULL:
+        if at.pool == home:
+            held = at.nr_pages
+        at = at.next
+    pp_unlock(cython.address(anchors_lock))
+    return held
 
 
 # -- for Python --------------------------------------------------------------------------------------------------
@@ -280,14 +300,14 @@ class Lease:
         if kind != HOME_NONE:
             lease.home = cython.cast(cython.pointer[PyObject], home)
         try:
-            if kind == HOME_RING:
-                lease.anchor = _anchor_of(home)
-            elif kind == HOME_REFERENCE:
+            if kind == HOME_REFERENCE:
                 _take_references(lease)
+            if kind == HOME_RING or kind == HOME_REFERENCE:
+                lease.anchor = _anchor_of(home, n)
         except BaseException:
             _free_lease(lease)
             raise
-        if kind != HOME_RING and kind != HOME_NONE:
+        if kind == HOME_PUT_BULK or kind == HOME_OBJECT:
             Py_INCREF(home)
         self.lease = lease
         return 0

@@ -68,30 +68,28 @@ class Frames:
     Attributes
     ----------
     flat : (size_bytes,) uint8
-        The arena.
+        Memory that they all lie in: an arena, or what is between the first page and the last.
     base_vaddr : int
         vaddr of its first byte.
-    ids, lengths, offsets : (n,) uint32
-        Page of each frame; its bytes; bytes from the page's first byte to its own.
-    interface, queue : str, int or None
+    starts : (n,) int64
+        First byte of each frame in it.
+    ids, lengths : (n,) uint32
+        Page of each frame; its bytes.
+    interface : str or None
+    queue : int, (n,) uint16, or None
         Where they came in, where that is known.
-    timestamp_ns : int
+    timestamp_ns : int or (n,) int64
         When they were taken from the queue, nanoseconds since 1970.
     """
 
     flat: U8Array
     base_vaddr: int
+    starts: npt.NDArray[np.int64]
     ids: U32Array
     lengths: U32Array
-    offsets: U32Array
     interface: str | None
-    queue: int | None
-    timestamp_ns: int
-
-    @cached_property
-    def starts(self) -> npt.NDArray[np.int64]:
-        """(n,) int64 : first byte of each in `flat`."""
-        return (self.ids.astype(np.int64) << 12) + self.offsets
+    queue: int | npt.NDArray[np.uint16] | None
+    timestamp_ns: int | npt.NDArray[np.int64]
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -113,9 +111,15 @@ def _payload(frames: Frames) -> Column:
     return Column(views, vaddrs=(frames.starts + frames.base_vaddr).astype(np.uint64), sizes=frames.sizes)
 
 
-def _constant(frames: Frames, value: int | None, dtype: npt.DTypeLike) -> Column:
-    n = len(frames.ids)
-    return Column(np.full(n, value or 0, dtype), None if value is not None else np.zeros(n, np.bool_))
+def _timestamp(frames: Frames) -> Column:
+    return Column(np.broadcast_to(np.asarray(frames.timestamp_ns) // 1000, len(frames.ids)))
+
+
+def _queue(frames: Frames) -> Column:
+    n, queue = len(frames.ids), frames.queue
+    if queue is None:
+        return Column(np.zeros(n, np.uint16), np.zeros(n, np.bool_))
+    return Column(np.broadcast_to(np.asarray(queue, np.uint16), n))
 
 
 def _interface(frames: Frames) -> Column:
@@ -153,9 +157,9 @@ class _Kind(NamedTuple):
 PAYLOAD = "payload"  # the one column that points into pages
 #: Every column there is: name -> Arrow format, may it be null, how it is filled.
 COLUMNS: dict[str, _Kind] = {
-    "timestamp": _Kind("tsu:", False, lambda frames: _constant(frames, frames.timestamp_ns // 1000, np.int64)),
+    "timestamp": _Kind("tsu:", False, _timestamp),
     "interface": _Kind("vu", True, _interface),
-    "queue": _Kind("S", True, lambda frames: _constant(frames, frames.queue, np.uint16)),
+    "queue": _Kind("S", True, _queue),
     "page": _Kind("I", False, lambda frames: Column(frames.ids)),
     "length": _Kind("I", False, lambda frames: Column(frames.lengths)),
     "ethertype": _Kind("S", True, _field("ethertype", _headers.HAS_ETHERTYPE)),

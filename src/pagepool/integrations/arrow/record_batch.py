@@ -20,11 +20,14 @@ from pagepool.integrations.arrow._lease import Lease
 from pagepool.integrations.arrow.columns import COLUMNS, METADATA, PAYLOAD, Frames, check_columns, fill
 from pagepool.integrations.arrow.packing import Packed, Packing
 from pagepool.napi import guard
-from pagepool.xdp import FrameMemory, XdpFrame
+from pagepool.shared.attached_queue import SharedBatch
+from pagepool.xdp import XdpFrame
 from pagepool.xdp.driver import U8Array
 from pagepool.xdp.frame_set import FrameSet
 
 __all__ = ["ArrowBatch", "to_arrow"]
+
+_PAGE_SHIFT = 12
 
 
 class ArrowBatch:
@@ -133,7 +136,7 @@ def to_arrow(
         Leave the frames in the batch: each page gets one more reference, and goes home when its verdict has been
         carried out and Arrow is done with it. A page that is sent (`tx`) or rewritten changes under Arrow too.
     timestamp_ns : int, optional
-        When they came, nanoseconds since 1970; by default now. AF_XDP tells no time of arrival.
+        When they came, nanoseconds since 1970; by default now: no queue knows when its frames arrived.
 
     Returns
     -------
@@ -142,7 +145,7 @@ def to_arrow(
     Raises
     ------
     ValueError
-        No such column; pages of several arenas; a frame that does not lie in its page.
+        No such column; a frame that does not lie in its page.
     DeadBatchError, DeadPageError
         They were given back already.
     MemoryError
@@ -150,7 +153,8 @@ def to_arrow(
 
     Notes
     -----
-    The timestamp is the same for all frames, UTC, and later than their arrival by at most the time between two polls.
+    The timestamp is UTC, the same for all frames of a batch, and later than their arrival by at most the time between
+    two polls. Frames that another process lends have one each, of when they were lent.
 
     Context: for a batch, its queue's owner thread.
     """
@@ -169,22 +173,22 @@ def make_schema(columns: tuple[str, ...]) -> object:
 def _of_batch(batch: Any, mask: Any, names: tuple[str, ...], shared: bool, when: int) -> ArrowBatch:
     rows = batch.chosen(mask)
     driver = batch.driver
+    ids = batch.ids[rows]
     seen = Frames(
         driver.memory.flat,
         _vaddr(driver.memory.flat),
-        batch.ids[rows],
+        (ids.astype(np.int64) << _PAGE_SHIFT) + batch.offsets[rows],
+        ids,
         batch.lengths[rows],
-        batch.offsets[rows],
         driver.name,
-        driver.queue,
-        when,
+        *_told(batch, rows, driver.queue, when),
     )
     packing = Packing(fill(seen, names))
     if PAYLOAD not in names:
         return ArrowBatch(names, len(rows), packing.write(Lease(None, None, packing.size_bytes)))
     guard.enter()
     try:
-        lease = Lease(driver.pool, seen.ids, packing.size_bytes, shared)
+        lease = Lease(driver.pool, ids, packing.size_bytes, shared)
         if not shared:
             batch.disown(rows)
     finally:
@@ -192,28 +196,43 @@ def _of_batch(batch: Any, mask: Any, names: tuple[str, ...], shared: bool, when:
     return ArrowBatch(names, len(rows), packing.write(lease))
 
 
+def _told(batch: Any, rows: Any, queue: int, when: int) -> tuple[Any, Any]:
+    """Queue and time: what the lending process wrote beside each frame, or else the same for all."""
+    if not isinstance(batch, SharedBatch):
+        return queue, when
+    since_1970 = time.time_ns() - time.monotonic_ns()
+    return batch.queues[rows].astype(np.uint16), batch.timestamps_ns[rows].astype(np.int64) + since_1970
+
+
 def _of_pages(frames: Sequence[Any], mask: Any, names: tuple[str, ...], when: int) -> ArrowBatch:
     chosen = np.zeros(len(frames), np.bool_)
     chosen[slice(None) if mask is None else mask] = True
     pages = [getattr(frames[row], "page", frames[row]) for row in chosen.nonzero()[0].tolist()]
     views = tuple(memoryview(page) for page in pages)  # a reference of each page, that outlives its handle's put
-    arenas = {id(page.pool.arena) for page in pages}
-    if len(arenas) > 1:
-        raise ValueError("pages of several arenas cannot be one record batch; make one of each")
-    flat: U8Array = FrameMemory(pages[0].pool).flat if pages else np.empty(0, np.uint8)
-    seen = Frames(
-        flat,
-        _vaddr(flat),
-        np.fromiter((page.id for page in pages), np.uint32, len(pages)),
-        np.fromiter(map(len, pages), np.uint32, len(pages)),
-        np.fromiter((page.offset for page in pages), np.uint32, len(pages)),
-        None,
-        None,
-        when,
-    )
+    n = len(pages)
+    vaddrs = np.fromiter((page.vaddr for page in pages), np.int64, n)
+    lengths = np.fromiter(map(len, pages), np.uint32, n)
+    base_vaddr = int(vaddrs.min(initial=1 << 62)) if n else 0
+    span_bytes = int((vaddrs + lengths).max(initial=base_vaddr)) - base_vaddr
+    ids = np.fromiter((page.id for page in pages), np.uint32, n)
+    flat: U8Array = np.asarray(_Span(base_vaddr, span_bytes)) if span_bytes else np.empty(0, np.uint8)
+    seen = Frames(flat, base_vaddr, vaddrs - base_vaddr, ids, lengths, None, None, when)
     packing = Packing(fill(seen, names))
     lease = Lease(views if PAYLOAD in names else None, None, packing.size_bytes)
-    return ArrowBatch(names, len(pages), packing.write(lease))
+    return ArrowBatch(names, n, packing.write(lease))
+
+
+class _Span:
+    """The address space from the first page to the last, of one arena or several; only pages in it are touched."""
+
+    def __init__(self, vaddr: int, size_bytes: int) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (size_bytes,),
+            "typestr": "|u1",
+            "data": (vaddr, True),
+            "strides": None,
+        }
 
 
 def _vaddr(array: U8Array) -> int:
