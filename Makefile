@@ -59,7 +59,7 @@ $(VENV)/.lint: $(VENV)/.made
 # What other people's libraries do with our frames: tested where they can be had as wheels.
 $(VENV)/.libraries: $(VENV)/.made
 	@echo "pagepool: installing pyarrow, Polars and DuckDB into $(VENV)"
-	@for one in pyarrow polars duckdb; do \
+	@for one in 'pyarrow>=21' 'polars>=1.20' 'duckdb>=2'; do \
 		$(PIP) --only-binary :all: $$one || echo "pagepool: no $$one for this machine: its tests are skipped"; done
 	@touch $@
 

@@ -27,6 +27,7 @@ from pagepool.errors import (
     PoolClosedError,
     WrongThreadError,
 )
+from pagepool.integrations.arrow import to_arrow
 from pagepool.shared import AttachedQueue, BorrowedPage, HandshakeError, RevokedError, SharedPool
 from pagepool.xdp import DeadBatchError
 
@@ -730,3 +731,22 @@ def test_a_cycle_of_everything_is_collected(shared: SharedPool) -> None:
     assert shared.wait_until_gone(PATIENCE_S)
     assert shared.pool.lent == 0
     assert shared.stats().lost == 0  # each page gave itself back
+
+
+@pytest.mark.needs_pyarrow
+def test_frames_of_another_process_as_an_arrow_batch(shared: SharedPool, queue: AttachedQueue) -> None:
+    """The payload column lies in the other process's pages, and they go home with the last Arrow reference."""
+    import pyarrow
+
+    texts = [b"a frame of thirty bytes, no less", b"and another one that is longer yet"]
+    for page, text in zip(fill(shared, *texts), texts, strict=True):
+        shared.send(page, len(text))
+    batch = poll(queue)
+    arrow = pyarrow.record_batch(to_arrow(batch))
+    batch.complete()
+    assert queue.pool.lent == 2
+    assert arrow.column("payload").to_pylist() == texts
+    del arrow, batch
+    gc.collect()
+    assert queue.pool.lent == 0
+    eventually(lambda: shared.pool.lent == 0)
