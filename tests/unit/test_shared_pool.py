@@ -6,10 +6,12 @@ from __future__ import annotations
 import gc
 import io
 import math
+import os
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from pagepool.errors import (
 )
 from pagepool.integrations.arrow import to_arrow
 from pagepool.shared import AttachedQueue, BorrowedPage, HandshakeError, RevokedError, SharedPool
+from pagepool.shared.peer import ask_for_identity
 from pagepool.xdp import DeadBatchError
 
 
@@ -625,6 +628,32 @@ def test_by_a_path(tmp_path: Path) -> None:
     assert not path.exists()
     with pytest.raises(FileNotFoundError):
         pp.attach(path)
+
+
+def test_a_consumer_may_speak_before_it_is_asked_who_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first message then comes without the sender's name, and the connection has to tell."""
+
+    accepted, spoken = threading.Event(), threading.Event()
+
+    def late(sock: socket.socket) -> None:
+        accepted.set()
+        spoken.wait(PATIENCE_S)
+        ask_for_identity(sock)
+
+    class Early(socket.socket):
+        def send(self, *message: Any) -> int:
+            sent = super().send(*message)
+            spoken.set()
+            return sent
+
+    monkeypatch.setattr("pagepool.shared.reception.ask_for_identity", late)
+    with SharedPool(pages=512, path=tmp_path / "sock") as shared:
+        sock = Early(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(str(tmp_path / "sock"))
+        assert accepted.wait(PATIENCE_S)
+        with pp.attach(sock):
+            assert the_consumer(shared).peer.pid == os.getpid()
+            assert the_consumer(shared).peer.is_alive
 
 
 def test_a_path_that_is_taken(tmp_path: Path) -> None:

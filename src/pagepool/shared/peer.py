@@ -2,8 +2,10 @@
 """Who is at the other end of a Unix socket, by the kernel's word and not by his own.
 
 A message carries the credentials of the process that sent it (``SCM_CREDENTIALS``) and, from Linux 6.5 on, a pidfd of
-it (``SCM_PIDFD``); before that the pidfd is opened by number. Credentials of the socket itself would not do: those of a
-socket pair name whoever made it. Invariant: a descriptor that a stranger sends along is closed, never kept.
+it (``SCM_PIDFD``); before that the pidfd is opened by number. Credentials of the socket itself would not do for
+everybody: those of a socket pair name whoever made it. They stand in where a connection was accepted and its first
+message was sent before the kernel was asked for the sender's (`who_connected`). Invariant: a descriptor that a stranger
+sends along is closed, never kept.
 
 Source: unix(7), pidfd_open(2).
 """
@@ -20,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Peer", "ask_for_identity", "receive_identified"]
+__all__ = ["Peer", "ask_for_identity", "receive_identified", "who_connected"]
 
 _SO_PASSPIDFD: Final = 76  # Linux 6.5
+_SO_PEERPIDFD: Final = 77  # Linux 6.5
 _SCM_CREDENTIALS: Final = 2
 _SCM_PIDFD: Final = 4
 _CREDENTIALS: Final = struct.Struct("iII")  # struct ucred
@@ -118,6 +121,17 @@ def receive_identified(sock: socket.socket, size_bytes: int) -> tuple[bytes, Pee
             for fd in array.array("i", content[: len(content) // 4 * 4]):
                 os.close(fd)
     return message, _peer(credentials, pidfd)
+
+
+def who_connected(sock: socket.socket) -> Peer | None:
+    """Return who made an accepted connection, None where the kernel cannot name him; the caller closes it."""
+    credentials = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    try:
+        pidfd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        os.set_inheritable(pidfd, False)
+    except OSError:
+        pidfd = -1
+    return _peer(credentials, pidfd)
 
 
 def _peer(credentials: tuple[int, int, int] | None, pidfd: int) -> Peer | None:

@@ -18,7 +18,7 @@ from pagepool.shared._borrower import REVOKED
 from pagepool.shared._lender import Link, size_of_rings
 from pagepool.shared.consumer import Consumer
 from pagepool.shared.mapping import FileMapping, make_rings_file
-from pagepool.shared.peer import Peer, ask_for_identity, receive_identified
+from pagepool.shared.peer import Peer, ask_for_identity, receive_identified, who_connected
 from pagepool.shared.wire import ACCEPTED, MESSAGE_BYTES, HandshakeError, Hello, Ready, Welcome, refused
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Visitor:
     def __init__(self, shared: SharedPool, sock: socket.socket, *, invited: bool) -> None:
         self.shared = shared
         self.sock = sock
+        self.invited = invited
         self.deadline = math.inf if invited else time.monotonic() + HANDSHAKE_S
         self.peer: Peer | None = None
         self.link: Link | None = None
@@ -90,6 +91,8 @@ class Visitor:
 
     def _greet(self, hello: Hello) -> None:
         shared, peer = self.shared, self.peer
+        if peer is None and not self.invited:
+            peer = self.peer = who_connected(self.sock)
         if peer is None:
             raise HandshakeError("the kernel does not say who you are")
         shared.check_welcome(peer, hello)
