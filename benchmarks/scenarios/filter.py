@@ -12,12 +12,12 @@ from contextlib import ExitStack
 
 from benchmarks.case import Case
 from benchmarks.setting import Setting
-from pagepool.drivers.af_xdp.bpf import PerCpuArrayMap, XskMap
+from pagepool.drivers.af_xdp.bpf import PerCpuArrayMap
 from pagepool.drivers.af_xdp.bpf_program import XdpProgram
-from pagepool.drivers.af_xdp.socket import XdpSocket
 from pagepool.drivers.af_xdp.xdp_program import live_pass_code, steering_code
 from pagepool.errors import DeviceError
 from pagepool.testing.frames import udp_frame
+from pagepool.testing.xsk_map import xsk_map
 
 __all__ = ["cases"]
 
@@ -36,8 +36,7 @@ def cases(stack: ExitStack, setting: Setting) -> list[Case]:
     """Return the rows; none, and a note why, where programs cannot be loaded."""
     frame = udp_frame(src=b"\2\0\0\0\0\1", dst=b"\2\0\0\0\0\2", src_ip="10.0.0.1", dst_ip="10.0.0.2", dst_port=53)
     try:
-        xsks, counters = stack.enter_context(XskMap(4)), stack.enter_context(PerCpuArrayMap(3))
-        xsks.insert(0, stack.enter_context(XdpSocket()).fileno())
+        xsks, counters = stack.enter_context(xsk_map()), stack.enter_context(PerCpuArrayMap(3))
         codes = {_PASS_ALL: live_pass_code(counters)}
         codes |= {name: steering_code(xsks, counters, text) for name, text in _FILTERS.items()}
         programs = {name: stack.enter_context(XdpProgram(code)) for name, code in codes.items()}

@@ -15,8 +15,8 @@ from pagepool.drivers.af_xdp.bpf import PerCpuArrayMap, XskMap
 from pagepool.drivers.af_xdp.bpf_program import XdpProgram
 from pagepool.drivers.af_xdp.filter import FilterError, Node, matches, parse_filter
 from pagepool.drivers.af_xdp.filter.grammar import MAX_PRIMITIVES
-from pagepool.drivers.af_xdp.socket import XdpSocket
 from pagepool.drivers.af_xdp.xdp_program import steering_code
+from pagepool.testing.xsk_map import xsk_map
 
 XDP_PASS, XDP_REDIRECT = 2, 4
 SLOW_START = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -32,8 +32,7 @@ def parsed(expression: str) -> Node | None:
 
 @pytest.fixture(scope="module")
 def maps() -> Iterator[tuple[XskMap, PerCpuArrayMap]]:
-    with XskMap(4) as xsks, PerCpuArrayMap(3) as counters, XdpSocket() as socket:
-        xsks.insert(0, socket.fileno())
+    with xsk_map() as xsks, PerCpuArrayMap(3) as counters:
         yield xsks, counters
 
 

@@ -11,9 +11,9 @@ import pytest
 from pagepool.drivers.af_xdp.bpf import PerCpuArrayMap, XskMap
 from pagepool.drivers.af_xdp.bpf_program import XdpProgram
 from pagepool.drivers.af_xdp.filter import matches
-from pagepool.drivers.af_xdp.socket import XdpSocket
 from pagepool.drivers.af_xdp.xdp_program import steering_code
 from pagepool.testing.frames import ethernet_frame, udp_frame
+from pagepool.testing.xsk_map import xsk_map
 
 XDP_PASS, XDP_REDIRECT = 2, 4
 MACS: dict[str, Any] = {"src": b"\2\0\0\0\0\1", "dst": b"\2\0\0\0\0\2"}
@@ -92,8 +92,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def steering() -> Iterator[tuple[XskMap, PerCpuArrayMap]]:
-    with XskMap(4) as xsks, PerCpuArrayMap(3) as counters, XdpSocket() as socket:
-        xsks.insert(0, socket.fileno())
+    with xsk_map() as xsks, PerCpuArrayMap(3) as counters:
         yield xsks, counters
 
 

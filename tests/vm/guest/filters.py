@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import random
 import struct
-from contextlib import ExitStack
 
 from pagepool.drivers.af_xdp.bpf import PerCpuArrayMap, XskMap
 from pagepool.drivers.af_xdp.bpf_program import XdpProgram
 from pagepool.drivers.af_xdp.filter import matches
 from pagepool.drivers.af_xdp.filter.grammar import MAX_PRIMITIVES
-from pagepool.drivers.af_xdp.socket import RingSizes, XdpSocket
 from pagepool.drivers.af_xdp.xdp_program import steering_code
+from pagepool.testing.xsk_map import xsk_map
 
 from .support.suite import cases
 
@@ -88,11 +87,7 @@ def test_the_verifier_takes_the_longest(kind: str) -> None:
 
 def test_the_kernel_decides_as_the_specification() -> None:
     chance = random.Random(4711)
-    with ExitStack() as stack:
-        xsks, counters = stack.enter_context(XskMap(4)), stack.enter_context(PerCpuArrayMap(3))
-        socket = stack.enter_context(XdpSocket())
-        socket.set_rings(RingSizes(64, 0, 0, 0))  # Linux 7.2 takes no socket without a receive ring into the map
-        xsks.insert(0, socket.fileno())
+    with xsk_map() as xsks, PerCpuArrayMap(3) as counters:
         hits = 0
         for _ in range(60):
             text = expression(chance)
