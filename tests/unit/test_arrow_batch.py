@@ -24,7 +24,7 @@ from pagepool.dma.host import HostDevice
 from pagepool.errors import DeadPageError, ForeignPageError
 from pagepool.integrations.arrow import ALL_COLUMNS, COLUMNS, FIVE_TUPLE, METADATA, ArrowBatch, to_arrow
 from pagepool.integrations.arrow import _c_data as c_data
-from pagepool.integrations.arrow._lease import Lease
+from pagepool.integrations.arrow._holding import Holding
 from pagepool.memory import PageAllocator
 from pagepool.xdp import DeadBatchError
 
@@ -282,7 +282,7 @@ def test_frames_stay_with_the_batch_if_the_export_fails(
 
     with queue.batch(frames(8)) as batch:
         with monkeypatch.context() as patch:
-            patch.setattr(record_batch, "Lease", NoMemory)
+            patch.setattr(record_batch, "Holding", NoMemory)
             with pytest.raises(MemoryError):
                 to_arrow(batch)
         with pytest.raises(IndexError):
@@ -295,7 +295,7 @@ def test_frames_stay_with_the_batch_if_the_export_fails(
 def test_pages_go_home_if_packing_fails(queue: RecordingQueue, pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from pagepool.integrations.arrow.packing import Packing
 
-    def fail(self: Packing, lease: Lease) -> None:
+    def fail(self: Packing, holding: Holding) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Packing, "write", fail)
@@ -306,14 +306,14 @@ def test_pages_go_home_if_packing_fails(queue: RecordingQueue, pool: Any, monkey
 
 
 def test_buffers_that_are_none_are_refused_and_nothing_leaks(pool: Any) -> None:
-    lease = Lease(pool, pool.alloc_bulk(3), 64)
+    holding = Holding(pool, pool.alloc_bulk(3), 64)
     for column in ((0, "text"), (0,), None, ("x", bytes(16))):
         with pytest.raises((TypeError, ValueError)):
-            c_data.array_capsule(lease, 3, [(0, bytes(16)), column])
+            c_data.array_capsule(holding, 3, [(0, bytes(16)), column])
     for wrong in (None, 1):
         with pytest.raises(TypeError):
             c_data.array_capsule(wrong, 3, [])
-    assert lease.refcount == 1
+    assert holding.refcount == 1
 
 
 def test_a_dead_batch_is_refused(queue: RecordingQueue) -> None:
@@ -403,7 +403,7 @@ def test_what_is_not_lent_cannot_be_shared(pool: Any) -> None:
     ids = pool.alloc_bulk(4)
     pool.put_bulk(ids[3:])
     with pytest.raises(ForeignPageError):
-        Lease(pool, ids, 0, True)
+        Holding(pool, ids, 0, True)
     assert pool.put_bulk(ids[:3]) == 3
 
 
@@ -474,25 +474,25 @@ def test_any_object_with_put_bulk_is_a_home(pool: Any) -> None:
             put.append(list(ids))
             return len(ids)
 
-    lease = Lease(Home(), np.array([3, 1, 2], np.uint32), 16)
-    assert (lease.nr_ids, memoryview(lease).nbytes, lease.vaddr % 64) == (3, 16, 0)
-    del lease
+    holding = Holding(Home(), np.array([3, 1, 2], np.uint32), 16)
+    assert (holding.nr_ids, memoryview(holding).nbytes, holding.vaddr % 64) == (3, 16, 0)
+    del holding
     assert put == [[3, 1, 2]]
 
 
 def test_bad_homes_and_ids_are_refused(pool: Any) -> None:
     with pytest.raises(TypeError, match="cannot be put to"):
-        Lease(object(), np.zeros(1, np.uint32))
+        Holding(object(), np.zeros(1, np.uint32))
     with pytest.raises(TypeError, match="cannot be shared with"):
-        Lease(object(), np.zeros(1, np.uint32), 0, True)
+        Holding(object(), np.zeros(1, np.uint32), 0, True)
     with pytest.raises(TypeError, match="uint32"):
-        Lease(pool, np.zeros(1, np.uint64))
+        Holding(pool, np.zeros(1, np.uint64))
     with pytest.raises(ValueError, match="negative"):
-        Lease(pool, np.zeros(0, np.uint32), -1)
+        Holding(pool, np.zeros(0, np.uint32), -1)
     with pytest.raises(MemoryError):
-        Lease(pool, np.zeros(0, np.uint32), 1 << 60)
+        Holding(pool, np.zeros(0, np.uint32), 1 << 60)
     with pytest.raises(TypeError, match="pickle"):
-        __import__("pickle").dumps(Lease(pool, np.zeros(0, np.uint32)))
+        __import__("pickle").dumps(Holding(pool, np.zeros(0, np.uint32)))
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -504,8 +504,8 @@ def test_a_home_that_raises_is_reported_and_breaks_nothing(capsys: Any, monkeypa
         def put_bulk(self, ids: Any) -> int:
             raise RuntimeError("no")
 
-    lease = Lease(Home(), np.zeros(1, np.uint32))
-    del lease
+    holding = Holding(Home(), np.zeros(1, np.uint32))
+    del holding
     assert len(seen) == 1
     assert str(seen[0].exc_value) == "no"
 

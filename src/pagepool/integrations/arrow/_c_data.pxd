@@ -5,7 +5,7 @@ from cpython.object cimport PyObject
 from libc.errno cimport EIO
 from libc.stdint cimport int64_t
 
-from pagepool.integrations.arrow._lease cimport Lease, pp_lease_t
+from pagepool.integrations.arrow._holding cimport Holding, pp_holding_t
 
 ctypedef struct ArrowSchema:
     const char *format
@@ -50,7 +50,7 @@ cdef void _release_schema(ArrowSchema *schema) noexcept nogil
 cdef void _free_schema_capsule(object capsule) noexcept
 
 cdef int _fill_array(
-    ArrowArray *out, Lease lease, int64_t length, int64_t null_count, object buffers, Py_ssize_t n_children
+    ArrowArray *out, Holding holding, int64_t length, int64_t null_count, object buffers, Py_ssize_t n_children
 ) except -1
 cdef void _release_array(ArrowArray *array) noexcept nogil
 cdef void _free_array_capsule(object capsule) noexcept

@@ -2,7 +2,7 @@
 """The Arrow C data and C stream interfaces: three structures, their release callbacks, and capsules around them.
 
 A struct array whose children are columns, that is a record batch. Buffers are given by their vaddr and held by a
-`Lease`; no byte of them is touched here. Every structure owns what it points to, so a consumer may move children out,
+`Holding`; no byte of them is touched here. Every structure owns what it points to, so a consumer may move children out,
 and may release in any thread.
 
 Invariant: a structure is released once. Its ``release`` is NULL from then on, as it is after a move, and a capsule that
@@ -20,7 +20,8 @@ from cython.cimports.libc.errno import EIO
 from cython.cimports.libc.stdint import int64_t
 from cython.cimports.libc.stdlib import calloc, free, malloc
 from cython.cimports.libc.string import memcpy, memset
-from cython.cimports.pagepool.integrations.arrow._lease import Lease, lease_get, lease_put, python_enter, python_leave
+from cython.cimports.pagepool._core.exit_gate import enter_python, leave_python
+from cython.cimports.pagepool.integrations.arrow._holding import Holding, holding_get, holding_put
 
 if not cython.compiled:
     raise ImportError("pagepool.integrations.arrow._c_data is compiled: run `make build`, or `pip install .`")
@@ -111,12 +112,12 @@ def _free_schema_capsule(capsule):
 # -- array -------------------------------------------------------------------------------------------------------
 
 
-def array_capsule(lease: Lease, length: int, columns: list) -> object:
+def array_capsule(holding: Holding, length: int, columns: list) -> object:
     """Return an ``arrow_array`` capsule of a struct.
 
     Parameters
     ----------
-    lease : Lease
+    holding : Holding
         Holds everything that the buffers point to.
     length : int
         Rows.
@@ -124,16 +125,16 @@ def array_capsule(lease: Lease, length: int, columns: list) -> object:
         Null count, and the vaddr of each buffer, 0 for one that is not there. They are read now and not held.
     """
     at: cython.Py_ssize_t
-    if lease is None:
-        raise TypeError("an array needs a lease")
+    if holding is None:
+        raise TypeError("an array needs a holding")
     array: cython.pointer[ArrowArray] = cython.cast(cython.pointer[ArrowArray], calloc(1, cython.sizeof(ArrowArray)))
     if array == cython.NULL:
         raise MemoryError("no memory for an Arrow array")
     try:
-        _fill_array(array, lease, length, 0, bytes(8), len(columns))
+        _fill_array(array, holding, length, 0, bytes(8), len(columns))
         for at in range(len(columns)):
             null_count, buffers = columns[at]
-            _fill_array(array.children[at], lease, length, null_count, buffers, 0)
+            _fill_array(array.children[at], holding, length, null_count, buffers, 0)
         return PyCapsule_New(array, "arrow_array", _free_array_capsule)
     except BaseException:
         if array.release != cython.NULL:
@@ -142,8 +143,8 @@ def array_capsule(lease: Lease, length: int, columns: list) -> object:
         raise
 
 
-def _fill_array(out, lease, length, null_count, buffers, n_children):
-    # One block: the lease, pointers to the buffers, pointers to the children, the children.
+def _fill_array(out, holding, length, null_count, buffers, n_children):
+    # One block: the holding, pointers to the buffers, pointers to the children, the children.
     view: Py_buffer
     block: cython.p_char
     i: cython.Py_ssize_t
@@ -165,8 +166,8 @@ def _fill_array(out, lease, length, null_count, buffers, n_children):
     below: cython.pointer[ArrowArray] = cython.cast(cython.pointer[ArrowArray], children + n_children)
     for i in range(n_children):
         children[i] = below + i
-    lease_get(lease.lease)
-    cython.cast(cython.pointer[cython.pointer[pp_lease_t]], block)[0] = lease.lease
+    holding_get(holding.holding)
+    cython.cast(cython.pointer[cython.pointer[pp_holding_t]], block)[0] = holding.holding
     out.length = length
     out.null_count = null_count
     out.n_children = n_children
@@ -184,7 +185,7 @@ def _release_array(array):
         if array.children[i].release != cython.NULL:
             array.children[i].release(array.children[i])
     array.release = cython.NULL
-    lease_put(cython.cast(cython.pointer[cython.pointer[pp_lease_t]], array.private_data)[0])
+    holding_put(cython.cast(cython.pointer[cython.pointer[pp_holding_t]], array.private_data)[0])
     free(array.private_data)
 
 
@@ -239,21 +240,21 @@ def stream_capsule(source: object) -> object:
 
 def _get_schema(stream, out):
     result: cython.int
-    if not python_enter():
+    if not enter_python():
         return EIO
     with cython.gil:
         result = _move_schema(cython.cast(cython.pointer[pp_stream_t], stream.private_data), out)
-    python_leave()
+    leave_python()
     return result
 
 
 def _get_next(stream, out):
     result: cython.int
-    if not python_enter():
+    if not enter_python():
         return EIO
     with cython.gil:
         result = _move_next(cython.cast(cython.pointer[pp_stream_t], stream.private_data), out)
-    python_leave()
+    leave_python()
     return result
 
 
@@ -311,10 +312,10 @@ def _release_stream(stream):
     if stream.release == cython.NULL:
         return
     stream.release = cython.NULL
-    if python_enter():
+    if enter_python():
         with cython.gil:
             _drop(remembered)
-        python_leave()
+        leave_python()
     free(remembered.error)
     free(remembered)
 

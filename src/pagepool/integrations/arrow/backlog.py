@@ -2,7 +2,7 @@
 """How many pages of a pool Arrow may hold, so that a device never starves because a query is slow.
 
 A number and the error that names it; who waits, drops or raises is decided elsewhere. Invariant: none of its own; the
-count is the lease's, exact, and of all consumers of a pool together.
+count is the holding's, exact, and of all consumers of a pool together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from pagepool import PagePool
 from pagepool._core.params import PAGE_SIZE
 from pagepool.errors import PagePoolError
-from pagepool.integrations.arrow._lease import held_pages
+from pagepool.integrations.arrow._holding import held_pages
 
 __all__ = ["ArrowBacklogError", "Backlog"]
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Put the arrays of columns into a lease's memory, and list the buffers that Arrow wants of each.
+"""Put the arrays of columns into a holding's memory, and list the buffers that Arrow wants of each.
 
 In two steps, because the memory is asked for before the frames change hands: plan, then write. Invariant: every array
-begins at a multiple of 64 bytes, as Arrow recommends, and every vaddr given out is one of the lease's memory or pages.
+begins at a multiple of 64 bytes, as Arrow recommends, and every vaddr given out is of the holding's memory or pages.
 
 Source: https://arrow.apache.org/docs/format/Columnar.html#buffer-listing-for-each-layout
 """
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pagepool.integrations.arrow._lease import Lease
+from pagepool.integrations.arrow._holding import Holding
 from pagepool.integrations.arrow.columns import Column
 from pagepool.xdp.driver import U64Array
 
@@ -37,13 +37,13 @@ class Packed(NamedTuple):
 
     Attributes
     ----------
-    lease : Lease
+    holding : Holding
         Holds it.
     columns : list of (int, (k,) uint64)
         Of each the null count, and the vaddr of each buffer.
     """
 
-    lease: Lease
+    holding: Holding
     columns: list[tuple[int, U64Array]]
 
 
@@ -65,18 +65,18 @@ class Packing:
         self._pieces: list[tuple[int, npt.NDArray[Any]]] = []
         self._plans = [self._plan(column) for column in columns]
 
-    def write(self, lease: Lease) -> Packed:
-        """Copy the arrays into the lease's memory.
+    def write(self, holding: Holding) -> Packed:
+        """Copy the arrays into the holding's memory.
 
         Returns
         -------
         Packed
             For `array_capsule`.
         """
-        memory = np.asarray(memoryview(lease))
+        memory = np.asarray(memoryview(holding))
         for at, piece in self._pieces:
             memory[at : at + piece.nbytes] = piece.reshape(-1).view(np.uint8)
-        return Packed(lease, [(plan.null_count, _buffers(plan, lease.vaddr)) for plan in self._plans])
+        return Packed(holding, [(plan.null_count, _buffers(plan, holding.vaddr)) for plan in self._plans])
 
     def _plan(self, column: Column) -> _Plan:
         null_count, valid_at = 0, None

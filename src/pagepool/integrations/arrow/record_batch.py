@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """`to_arrow`: frames as an Arrow record batch that holds their pages.
 
-It computes the columns, puts them into memory that a `Lease` owns, and hands the lot to whoever asks by the Arrow
+It computes the columns, puts them into memory that a `Holding` owns, and hands the lot to whoever asks by the Arrow
 PyCapsule interface: pyarrow, Polars, DuckDB, nanoarrow and others, none of which is imported. The payload is not
 copied and not moved. Invariant: whatever goes wrong, a page is either still the caller's or goes home by itself.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from pagepool._core.page import Page
 from pagepool.integrations.arrow._c_data import array_capsule, schema_capsule, stream_capsule
-from pagepool.integrations.arrow._lease import Lease
+from pagepool.integrations.arrow._holding import Holding
 from pagepool.integrations.arrow.columns import COLUMNS, METADATA, PAYLOAD, Frames, check_columns, fill
 from pagepool.integrations.arrow.packing import Packed, Packing
 from pagepool.napi import guard
@@ -70,7 +70,7 @@ class ArrowBatch:
             After `close`.
         """
         packed = self._open()
-        return make_schema(self.columns), array_capsule(packed.lease, self._rows, packed.columns)
+        return make_schema(self.columns), array_capsule(packed.holding, self._rows, packed.columns)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Return an ``arrow_array_stream`` capsule of this one batch."""
@@ -185,15 +185,15 @@ def _of_batch(batch: Any, mask: Any, names: tuple[str, ...], shared: bool, when:
     )
     packing = Packing(fill(seen, names))
     if PAYLOAD not in names:
-        return ArrowBatch(names, len(rows), packing.write(Lease(None, None, packing.size_bytes)))
+        return ArrowBatch(names, len(rows), packing.write(Holding(None, None, packing.size_bytes)))
     guard.enter()
     try:
-        lease = Lease(driver.pool, ids, packing.size_bytes, shared)
+        holding = Holding(driver.pool, ids, packing.size_bytes, shared)
         if not shared:
             batch.disown(rows)
     finally:
         guard.leave()
-    return ArrowBatch(names, len(rows), packing.write(lease))
+    return ArrowBatch(names, len(rows), packing.write(holding))
 
 
 def _told(batch: Any, rows: Any, queue: int, when: int) -> tuple[Any, Any]:
@@ -218,8 +218,8 @@ def _of_pages(frames: Sequence[Any], mask: Any, names: tuple[str, ...], when: in
     flat: U8Array = np.asarray(_Span(base_vaddr, span_bytes)) if span_bytes else np.empty(0, np.uint8)
     seen = Frames(flat, base_vaddr, vaddrs - base_vaddr, ids, lengths, None, None, when)
     packing = Packing(fill(seen, names))
-    lease = Lease(views if PAYLOAD in names else None, None, packing.size_bytes)
-    return ArrowBatch(names, n, packing.write(lease))
+    holding = Holding(views if PAYLOAD in names else None, None, packing.size_bytes)
+    return ArrowBatch(names, n, packing.write(holding))
 
 
 class _Span:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 from typing import Any
 
-class Lease:
+class Holding:
     def __init__(self, home: Any, ids: Any = None, size_bytes: int = 0, shared: bool = False) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     @property

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-# Header of _lease.py: what holds the pages that Arrow has, for C functions that any thread may call.
+# Header of _holding.py: what holds the pages that Arrow has, for C functions that any thread may call.
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
 
 from pagepool._core.tiers cimport Tiers
 
-# A pool that has leases. They share one Python reference to it, because that cannot be dropped without the GIL.
+# A pool that has holdings. They share one Python reference to it, because that cannot be dropped without the GIL.
 ctypedef struct pp_anchor_t:
     PyObject *pool           # a reference owned
-    uint32_t leases          # guarded by anchors_lock
+    uint32_t holdings        # guarded by anchors_lock
     uint32_t nr_pages        # of them all
     pp_anchor_t *next
 
@@ -19,7 +19,7 @@ cdef enum:
     HOME_OBJECT = 3          # any object that holds pages by itself: the reference to it goes
     HOME_NONE = 4            # there are no pages, only memory for arrays
 
-ctypedef struct pp_lease_t:
+ctypedef struct pp_holding_t:
     uint32_t refs            # atomic
     uint32_t kind
     uint32_t nr_ids
@@ -33,34 +33,26 @@ cdef enum:
     MINUS_ONE = 0xFFFFFFFF   # added to an unsigned count, it takes one away
     ALIGN_BYTES = 64         # what Arrow recommends for buffers
 
-cdef pp_anchor_t *anchors    # those with leases, and those that wait for `_sweep`
+cdef pp_anchor_t *anchors    # those with holdings, and those that wait for `_sweep`
 cdef uint32_t anchors_lock
 cdef uint32_t sweep_asked
-cdef uint32_t inside         # threads between python_enter and python_leave
-cdef uint32_t ending
 
-# Between these two the interpreter does not end. False: it is ending; touch no Python, and do not leave.
-cdef bint python_enter() noexcept nogil
-cdef void python_leave() noexcept nogil
+cdef void holding_get(pp_holding_t *holding) noexcept nogil
+cdef void holding_put(pp_holding_t *holding) noexcept nogil
 
-cdef void lease_get(pp_lease_t *lease) noexcept nogil
-cdef void lease_put(pp_lease_t *lease) noexcept nogil
-
-cdef void _go_home(pp_lease_t *lease) noexcept nogil
-cdef int _put_rest(pp_lease_t *lease, uint32_t done) noexcept
-cdef int _put_ids(pp_lease_t *lease, uint32_t done) noexcept
+cdef void _go_home(pp_holding_t *holding) noexcept nogil
+cdef int _put_rest(pp_holding_t *holding, uint32_t done) noexcept
+cdef int _put_ids(pp_holding_t *holding, uint32_t done) noexcept
 cdef int _put_reference(Tiers pool, uint32_t id) noexcept
-cdef void _free_lease(pp_lease_t *lease) noexcept nogil
+cdef void _free_holding(pp_holding_t *holding) noexcept nogil
 cdef pp_anchor_t *_anchor_of(object pool, uint32_t nr_pages) except NULL
 cdef void _let_go(pp_anchor_t *anchor, uint32_t nr_pages) noexcept nogil
 cdef int _sweep(void *unused) noexcept
-
-
-cdef int _take_references(pp_lease_t *lease) except -1
+cdef int _take_references(pp_holding_t *holding) except -1
 
 cdef extern from "Python.h":
     int Py_AddPendingCall(int (*call)(void *) noexcept, void *argument) nogil
 
-cdef class Lease:
-    cdef pp_lease_t *lease
+cdef class Holding:
+    cdef pp_holding_t *holding
     cdef int _make(self, object home, uint32_t kind, void *ids, uint32_t n, Py_ssize_t size_bytes) except -1
