@@ -167,10 +167,11 @@ def test_command_line_names_every_device(tmp_path: Path) -> None:
     libraries = tmp_path / "usr/lib/x86_64-linux-gnu"
     libraries.mkdir(parents=True)
     (libraries / "ld-linux-x86-64.so.2").touch()
-    files = qemu.Files(tmp_path, tmp_path / "vmlinux", tmp_path / "initrd", tmp_path / "shared")
-    words = qemu.command_line(tmp_path, BOOTS[0], files, {nic.name: 10 + at for at, nic in enumerate(NICS)})
+    files = qemu.Files(tmp_path, tmp_path / "vmlinux", tmp_path / "initrd")
+    words = qemu.command_line(tmp_path, BOOTS[0], files, {nic.name: 10 + at for at, nic in enumerate(NICS)}, 9)
     assert [word for word in words if word.endswith("-dev") or "-dev," in word] == [
         next(word for word in words if f"id={device.name}-dev" in word) for device in DEVICES
     ]
     assert "kvm" not in subprocess.list2cmdline(words)
+    assert any("mem-path=/proc/self/fd/9," in word for word in words), "shared memory with a name would stay behind"
     assert len({device.bdf for device in DEVICES}) == len(DEVICES)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A process of the host reads pages that a NIC of the guest has filled: a pool over memory that both have (ivshmem).
 
-The memory is a BAR of a PCI device here and a file in ``/dev/shm`` there. A pool is made over it like over any other
+The memory is a BAR of a PCI device here and a file without a name there. A pool is made over it like over any other
 memory, VFIO maps it for the igb, and the igb's DMA goes through the IOMMU straight into the host's file: from the wire
 to the reader nobody copies a byte.
 """

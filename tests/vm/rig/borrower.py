@@ -7,10 +7,11 @@ into a virtual machine.
 
 from __future__ import annotations
 
+import io
 import mmap
+import os
 import time
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,12 @@ from pagepool.shared._borrower import Borrower, MappedRange, SharedRingError
 __all__ = ["borrow"]
 
 
-def borrow(path: Path, arena_bytes: int, rings_at: int, count: int, timeout_s: float) -> dict[str, Any]:
+def borrow(shared: io.FileIO, arena_bytes: int, rings_at: int, count: int, timeout_s: float) -> dict[str, Any]:
     """Take `count` frames, or as many as come in `timeout_s`, and give each page back; see `HostCalls.borrow`."""
     deadline = time.monotonic() + timeout_s
-    with path.open("r+b") as file:
-        arena = _mapped(file.fileno(), 0, arena_bytes, mmap.PROT_READ)
-        rings = _mapped(file.fileno(), rings_at, path.stat().st_size - rings_at, mmap.PROT_READ | mmap.PROT_WRITE)
+    fd = shared.fileno()
+    arena = _mapped(fd, 0, arena_bytes, mmap.PROT_READ)
+    rings = _mapped(fd, rings_at, os.fstat(fd).st_size - rings_at, mmap.PROT_READ | mmap.PROT_WRITE)
     borrower = _borrower(arena, rings, deadline)
     block, crcs = np.empty((6, 64), np.uint32), []
     while len(crcs) < count and time.monotonic() < deadline:

@@ -7,7 +7,9 @@ JSON.
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -30,11 +32,11 @@ class HostCalls:
         QEMU's trace file: one line per event.
     fault_event : str
         Trace event for an access that the IOMMU refused.
-    shared : Path
-        The file behind the shared memory.
+    shared : FileIO
+        The file behind the shared memory, which may be closed under a call that has taken too long: it gets an error.
     """
 
-    def __init__(self, ports: dict[str, FramePort], trace: Path, fault_event: str, shared: Path) -> None:
+    def __init__(self, ports: dict[str, FramePort], trace: Path, fault_event: str, shared: io.FileIO) -> None:
         self._ports = ports
         self._trace = trace
         self._fault_event = fault_event
@@ -79,15 +81,11 @@ class HostCalls:
         """Read the shared memory."""
         if size_bytes > MAX_SHARED_BYTES:
             raise ValueError(f"{size_bytes} bytes asked, at most {MAX_SHARED_BYTES}")
-        with self._shared.open("rb") as file:
-            file.seek(offset)
-            return {"hex": file.read(size_bytes).hex()}
+        return {"hex": os.pread(self._shared.fileno(), size_bytes, offset).hex()}
 
     def write_shared(self, offset: int, hex: str) -> dict[str, int]:
         """Write the shared memory."""
-        with self._shared.open("r+b", buffering=0) as file:
-            file.seek(offset)
-            return {"written": file.write(bytes.fromhex(hex)) or 0}
+        return {"written": os.pwrite(self._shared.fileno(), bytes.fromhex(hex), offset)}
 
     def borrow(self, arena_bytes: int, rings_at: int, count: int, timeout_s: float) -> dict[str, Any]:
         """Be a consumer of the guest's pool: take `count` frames from the rings in the shared memory, give them back.

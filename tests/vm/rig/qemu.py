@@ -27,12 +27,11 @@ IOMMUS = {
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one run, all in its folder but for the shared memory, which is in ``/dev/shm``."""
+    """The files of one run, all in its folder."""
 
     folder: Path
     kernel: Path
     initrd: Path
-    shared: Path
 
     @property
     def console(self) -> Path:
@@ -55,7 +54,7 @@ class Files:
         return self.folder / "disk.img"
 
 
-def command_line(tree: Path, boot: Boot, files: Files, port_fds: dict[str, int]) -> list[str]:
+def command_line(tree: Path, boot: Boot, files: Files, port_fds: dict[str, int], shared_fd: int) -> list[str]:
     """Return the command line; results come on standard output, answers go to standard input.
 
     Parameters
@@ -64,6 +63,8 @@ def command_line(tree: Path, boot: Boot, files: Files, port_fds: dict[str, int])
         QEMU's package set, unpacked.
     port_fds : dict
         For each NIC's name the inherited socket of its cable.
+    shared_fd : int
+        The inherited file behind the shared memory, of `SHARED_MEMORY_BYTES`.
     """
     firmware = [tree / "usr/share" / name for name in ("qemu", "seabios")]
     return [
@@ -85,7 +86,7 @@ def command_line(tree: Path, boot: Boot, files: Files, port_fds: dict[str, int])
         *_bridges(),
         *(
             "-object",
-            f"memory-backend-file,id=shared,share=on,mem-path={files.shared},size={SHARED_MEMORY_BYTES}",
+            f"memory-backend-file,id=shared,share=on,mem-path=/proc/self/fd/{shared_fd},size={SHARED_MEMORY_BYTES}",
         ),
         *("-drive", f"id=disk,if=none,format=raw,file={files.disk}"),
         *(

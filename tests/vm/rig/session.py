@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,8 +87,7 @@ class Rig:
         plan = self._plan(boot, kernel, tests, pagepool is not None, missing)
         rest = image.payload(run_folder, kernel.modules(MODULES), built, pagepool, plan, self.builder)
         initrd = image.concatenate([base, rest], run_folder / "initrd.cpio")
-        shared = Path(f"/dev/shm/pagepool-vm-{secrets.token_hex(6)}")
-        return Prepared(boot, tools, qemu.Files(run_folder, kernel.vmlinux(self.folder), initrd, shared))
+        return Prepared(boot, tools, qemu.Files(run_folder, kernel.vmlinux(self.folder), initrd))
 
     def _build(
         self, boot: Boot, kernel: Kernel, tests: list[GuestTest]
@@ -111,23 +110,24 @@ class Rig:
         echo : callable
             Gets every line of the guest as it comes.
         """
-        try:
-            self._boot(prepared.tools, prepared.files, run, echo)
-        finally:
-            prepared.files.shared.unlink(missing_ok=True)
+        # Without a name anywhere: it goes with the last process that has it, however that ends.
+        with open(os.memfd_create("pagepool-vm"), "r+b", buffering=0) as shared:
+            shared.truncate(SHARED_MEMORY_BYTES)
+            self._boot(prepared.tools, prepared.files, shared, run, echo)
 
-    def _boot(self, tools: Path, files: qemu.Files, run: BootRun, echo: Callable[[str], None]) -> None:
+    def _boot(
+        self, tools: Path, files: qemu.Files, shared: io.FileIO, run: BootRun, echo: Callable[[str], None]
+    ) -> None:
         for path in (files.console, files.trace):
             path.unlink(missing_ok=True)
-        for path, size_bytes in ((files.disk, DISK_BYTES), (files.shared, SHARED_MEMORY_BYTES)):
-            with path.open("wb") as file:
-                file.truncate(size_bytes)
+        with files.disk.open("wb") as disk:
+            disk.truncate(DISK_BYTES)
         ports = {nic.name: FramePort(nic.mac) for nic in NICS}
         fds = {name: port.fileno_for_qemu() for name, port in ports.items()}
-        calls = HostCalls(ports, files.trace, run.boot.fault_event, files.shared)
+        calls = HostCalls(ports, files.trace, run.boot.fault_event, shared)
         started = time.monotonic()
-        command = qemu.command_line(tools, run.boot, files, fds)
-        machine = Machine(command, list(fds.values()), files.log, self.limit_seconds)
+        command = qemu.command_line(tools, run.boot, files, fds, shared.fileno())
+        machine = Machine(command, [*fds.values(), shared.fileno()], files.log, self.limit_seconds)
         try:
             run.machine_started(machine.kill)
             for port in ports.values():
