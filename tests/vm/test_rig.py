@@ -10,17 +10,19 @@ from pathlib import Path
 import pytest
 
 from .guest.support.frames import HEADER_BYTES, echo_of, make_frame
-from .rig import hosttools, qemu
-from .rig.apt import Mirror, machine_mirror
+from .rig import hosttools, packages, qemu
+from .rig.apt import Mirror, Suite, machine_mirror
 from .rig.boots import BOOTS
 from .rig.cpio import CpioWriter
 from .rig.devices import DEVICES, NICS
 from .rig.discovery import GuestTest, discover, modules_of
 from .rig.frames import FramePort
 from .rig.kernel import load_order
+from .rig.packages import PackageCache, PackageSet
 from .rig.results import Outcome, Results
 from .rig.unavailable import Unavailable
 
+BOTH = [Suite("trixie"), Suite("trixie-backports")]
 OS_RELEASE = "ID=debian\nVERSION_CODENAME=bookworm\n"
 
 
@@ -161,6 +163,46 @@ def test_not_debian_is_said(tmp_path: Path) -> None:
     (tmp_path / "os-release").write_text("ID=fedora\n")
     with pytest.raises(Unavailable, match="not Debian but fedora"):
         machine_mirror(tmp_path)
+
+
+class Archive:
+    """Stands for apt: answers without a network, or says that there is none."""
+
+    asked = 0
+    reachable = True
+
+    def __init__(self, folder: Path, mirror: None) -> None:
+        pass
+
+    def update(self, suites: list[Suite]) -> None:
+        if not self.reachable:
+            raise Unavailable("no network")
+
+    def resolve(self, suites: list[Suite], names: list[str], *, prefer: str) -> list[str]:
+        type(self).asked += 1
+        return [f"{name}_1" for name in names]
+
+    def fetch(self, suites: list[Suite], files: list[str], tree: Path) -> None:
+        tree.mkdir(parents=True)
+
+
+def test_a_changed_set_is_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Archive, "asked", 0)
+    monkeypatch.setattr(packages, "PrivateApt", Archive)
+    monkeypatch.setattr(packages, "machine_mirror", lambda: None)
+    sets = [PackageSet("tools", BOTH[:1], ["qemu"]), PackageSet("tools", BOTH[:1], ["qemu", "zstd"])]
+    sets += [PackageSet("tools", BOTH, ["qemu"]), PackageSet("tools", BOTH, ["qemu"], prefer=BOTH[1].name)]
+    first = PackageCache(tmp_path).tree(sets[0])
+    assert PackageCache(tmp_path).tree(sets[0]) == first
+    assert Archive.asked == 1, "the answer was kept"
+    assert PackageCache(tmp_path).tree(sets[1]) != first
+    for changed in sets[2:]:
+        PackageCache(tmp_path).tree(changed)
+    assert Archive.asked == 4
+    monkeypatch.setattr(Archive, "reachable", False)
+    assert PackageCache(tmp_path, refresh=True).tree(sets[3]).is_dir(), "an older answer to the same question"
+    with pytest.raises(Unavailable, match="no network"):
+        PackageCache(tmp_path, refresh=True).tree(PackageSet("tools", BOTH, ["gcc"]))
 
 
 def test_command_line_names_every_device(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 """Which Debian packages the rig is made of, and the cache in which they lie unpacked.
 
 Only names without a version are written here (``linux-image-cloud-amd64`` depends on whatever is newest), so
-that new versions need no change. What the names led to is kept in ``packages.json``: it is asked again after
-a week, and when the mirror is out of reach an older answer that lies unpacked will do.
+that new versions need no change. What a set led to is kept in ``packages.json``, by all that the set asks for: it is
+asked again after a week or when the set was changed, and when the mirror is out of reach an older answer to the same
+question that lies unpacked will do.
 
 The guest's Python is the Debian one with the minor version of the interpreter that builds pagepool's wheel.
 QEMU brings its own libraries and loader along: it runs on any Debian, whatever that one has installed.
@@ -47,6 +48,12 @@ class PackageSet:
     packages: list[str]
     prefer: str = ""
     keep: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name, and a digest of the question: a changed set is another one."""
+        question = [[suite.name for suite in self.suites], self.packages, self.prefer, self.keep]
+        return f"{self.name} {hashlib.sha256(json.dumps(question).encode()).hexdigest()[:12]}"
 
 
 def _python(minor: int, suites: list[Suite]) -> PackageSet:
@@ -120,13 +127,13 @@ class PackageCache:
         Unavailable
             The packages are neither here nor to be had: not Debian, no apt, no network.
         """
-        known = self._sets.get(wanted.name, [])
+        known = self._sets.get(wanted.key, [])
         if known and self._complete_mark(wanted, known).exists():
             return self._tree_of(wanted, known)
         try:
             return self._download(wanted)
         except Unavailable:
-            older = self._old_sets.get(wanted.name, [])
+            older = self._old_sets.get(wanted.key, [])
             if not older or not self._complete_mark(wanted, older).exists():
                 raise
             return self._tree_of(wanted, older)  # not recorded as today's answer: the next run asks again
@@ -141,7 +148,7 @@ class PackageCache:
             apt.fetch(wanted.suites, files, tree)
             self._complete_mark(wanted, files).touch()
             self._forget_older_trees(wanted, tree)
-        self._sets[wanted.name] = files
+        self._sets[wanted.key] = files
         self._lock_file.write_text(json.dumps({"time": self._lock_time, "sets": self._sets}, indent=1) + "\n")
         return tree
 
