@@ -66,7 +66,7 @@ class ModuleBuilder:
             stage = folder.with_name(f"{name}.build")
             shutil.rmtree(stage, ignore_errors=True)
             if source:
-                _take_sources(source, wanted, stage)
+                _copy_sources(self._unpacked(source), wanted, stage)
             shutil.copytree(recipe, stage, dirs_exist_ok=True)
             self._make(headers, stage, folder.with_name(f"{name}.log"))
             for older in folder.parent.glob(f"{name}-{self.kernel.release}-*"):
@@ -86,6 +86,22 @@ class ModuleBuilder:
             found = ", ".join(path.name for path in tree.glob("usr/src/linux-headers-*"))
             raise Unavailable(f"no headers of {self.kernel.release}, but {found}: PAGEPOOL_VM_REFRESH=1 gets both anew")
         return tree
+
+    def _unpacked(self, source: Path) -> Path:
+        """Return a folder with what any recipe wants of the kernel's source: its archive takes long to read, once."""
+        wanted = sorted({pattern for recipe in MODULES_FOLDER.iterdir() for pattern in _listed(recipe)})
+        digest = hashlib.sha256("\n".join([source.name, *wanted]).encode()).hexdigest()[:12]
+        folder = self.packages.folder / "modules" / f"linux.{digest}"
+        if not folder.is_dir():
+            stage = folder.with_name("linux.unpacking")
+            shutil.rmtree(stage, ignore_errors=True)
+            stage.mkdir(parents=True)
+            _take_sources(source, wanted, stage)
+            for older in folder.parent.glob("linux.*"):
+                if older != stage:
+                    shutil.rmtree(older)
+            stage.rename(folder)
+        return folder
 
     def _make(self, headers: Path, stage: Path, log: Path) -> None:
         if not shutil.which("make"):
@@ -124,19 +140,28 @@ def _digest(recipe: Path, *trees: Path | None) -> str:
     return digest.hexdigest()[:12]
 
 
-def _take_sources(source: Path, wanted: list[str], stage: Path) -> None:
-    """Unpack the files of the kernel's source that match ``wanted`` into ``stage``."""
-    found = set()
+def _take_sources(source: Path, wanted: list[str], folder: Path) -> None:
+    """Unpack the files of the kernel's source that match one of ``wanted`` into ``folder``."""
     with tarfile.open(next(source.glob("usr/src/linux-source-*.tar.xz"))) as archive:
         for member in archive:
             name = member.name.partition("/")[2]
-            pattern = next((pattern for pattern in wanted if fnmatch(name, pattern)), None)
-            if pattern and member.isfile():
+            if member.isfile() and any(fnmatch(name, pattern) for pattern in wanted):
                 content = archive.extractfile(member)
                 assert content is not None
-                path = stage / name
+                path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content.read())
-                found.add(pattern)
-    if missing := set(wanted) - found:
-        raise Unavailable(f"{source.name} has no {', '.join(sorted(missing))}")
+
+
+def _copy_sources(folder: Path, wanted: list[str], stage: Path) -> None:
+    """Copy the unpacked files that match ``wanted`` into ``stage``."""
+    missing = set(wanted)
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        matched = {pattern for pattern in wanted if path.is_file() and fnmatch(name, pattern)}
+        if matched:
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, stage / name)
+            missing -= matched
+    if missing:
+        raise Unavailable(f"the source of this kernel has no {', '.join(sorted(missing))}")
