@@ -180,6 +180,8 @@ class Query:
                 while self.window.read_next() is not None:
                     pass  # it has its length, even where the query knew enough before (limit 1)
                 window = self.window
+                if self.windows and not window.taken and self._stop.is_set():
+                    break  # it was ended before it had a frame
                 self.windows += 1
                 self._results.append(
                     WindowResult(
