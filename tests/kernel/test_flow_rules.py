@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ethtool's netlink and flow rules on veth, which has features to switch and no rules. The VM has a NIC with rules."""
+"""ethtool by netlink and ioctl on veth, which has features to switch and no rules. The VM has a NIC with rules."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import errno
 import pytest
 
 from pagepool import ethtool
+from pagepool.drivers.af_xdp import nr_rx_queues
 from pagepool.drivers.flow_rules import FlowRules
 from pagepool.errors import DeviceError
 from pagepool.testing.veth import VethPair
@@ -36,3 +37,11 @@ def test_refusals_say_what_and_why(veth: VethPair) -> None:
     assert caught.value.errno == errno.EOPNOTSUPP
     with pytest.raises(ValueError, match="no queue"):
         ethtool.set_rss_indirection("near", [])
+
+
+@pytest.mark.parametrize("veth", [{"nr_queues": 3, "near_name": "fifteen-letters"}], indirect=True)
+def test_queues_are_counted_of_the_interface_that_was_named(veth: VethPair) -> None:
+    assert nr_rx_queues("fifteen-letters") == 3
+    for name in ("fifteen-letters-and-more", "fifteen-letters\0", "none"):
+        with pytest.raises(DeviceError, match="ENODEV; no such interface"):
+            nr_rx_queues(name)

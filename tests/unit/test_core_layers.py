@@ -24,6 +24,7 @@ HEIGHT = {
     "probe": 0,
     "_core": 1,
     "netlink": 1,  # messages to the operating system's kernel; knows no pool at all
+    "ethtool_ioctl": 1,  # as netlink, by ioctl
     "memory": 2,
     "dma": 2,
     "xdp": 2,

@@ -14,21 +14,18 @@ Source: ``linux/ethtool.h`` (``ETHTOOL_SRXCLSRLINS`` and its neighbours).
 from __future__ import annotations
 
 import errno
-import socket
 import struct
-from array import array
 from dataclasses import dataclass
-from fcntl import ioctl
 from types import TracebackType
 from typing import Final, Self
 
 from pagepool import ethtool
 from pagepool.drivers.flow_spec import FlowSpec, flow_specs
 from pagepool.errors import DeviceError
+from pagepool.ethtool_ioctl import ethtool_ioctl
 
 __all__ = ["FlowRule", "FlowRules"]
 
-_SIOCETHTOOL: Final = 0x8946
 _COUNT, _RULE, _ALL, _DELETE, _INSERT = 0x2E, 0x2F, 0x30, 0x31, 0x32  # ETHTOOL_GRXCLSRLCNT ... ETHTOOL_SRXCLSRLINS
 _SPEC: Final = struct.Struct("=I72s72s4xQI4x")  # struct ethtool_rx_flow_spec
 _HEAD: Final = struct.Struct("=IIQ")  # struct ethtool_rxnfc up to its spec: command, flow type, data
@@ -248,12 +245,8 @@ class FlowRules:
         flow_type, values, masks = (spec.flow_type, spec.values, spec.masks) if spec is not None else (0, b"", b"")
         raw = _HEAD.pack(command, 0, 0) + _SPEC.pack(flow_type, values, masks, queue, location)
         raw += struct.pack("=I", nr_places) + bytes(4 * nr_places + 4)
-        block = array("B", raw)
-        request = struct.pack("=16sQ16x", self.ifname.encode()[:15], block.buffer_info()[0])  # struct ifreq
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-            try:
-                ioctl(control, _SIOCETHTOOL, request)
-            except OSError as error:
-                number = error.errno or errno.EIO
-                raise DeviceError(number, call, self.ifname, _HINTS.get(number, str(error.strerror))) from None
-        return block.tobytes()
+        try:
+            return ethtool_ioctl(self.ifname, raw)
+        except OSError as error:
+            number = error.errno or errno.EIO
+            raise DeviceError(number, call, self.ifname, _HINTS.get(number, str(error.strerror))) from None

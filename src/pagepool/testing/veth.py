@@ -11,21 +11,19 @@ Sources: veth(4), rtnetlink(7). Needs pyroute2 (the ``netns`` extra).
 from __future__ import annotations
 
 import errno
-import socket
 import struct
-from array import array
 from contextlib import ExitStack
 from dataclasses import dataclass
-from fcntl import ioctl
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from pagepool.errors import DeviceError
+from pagepool.ethtool_ioctl import ethtool_ioctl
 from pagepool.testing.netns import NetNs
 
 __all__ = ["VethEnd", "VethPair"]
 
-_SIOCETHTOOL, _ETHTOOL_SGRO = 0x8946, 0x2C
+_ETHTOOL_SGRO: Final = 0x2C
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,8 @@ class VethEnd:
 
     def set_gro(self, on: bool) -> None:
         """Switch GRO: an end without an XDP program drops redirected frames unless it is on."""
-        with self.ns, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            value = array("I", [_ETHTOOL_SGRO, on])  # struct ethtool_value
-            ioctl(control, _SIOCETHTOOL, struct.pack("=16sQ16x", self.ifname.encode(), value.buffer_info()[0]))
+        with self.ns:
+            ethtool_ioctl(self.ifname, struct.pack("=II", _ETHTOOL_SGRO, on))  # struct ethtool_value
 
 
 class VethPair:

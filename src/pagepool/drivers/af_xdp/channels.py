@@ -9,17 +9,16 @@ Source: ``struct ethtool_channels`` of ``linux/ethtool.h``.
 from __future__ import annotations
 
 import errno
-import socket
 import struct
-from array import array
-from fcntl import ioctl
+from typing import Final
 
 from pagepool.errors import DeviceError
+from pagepool.ethtool_ioctl import ethtool_ioctl
 
 __all__ = ["nr_rx_queues"]
 
-_SIOCETHTOOL, _ETHTOOL_GCHANNELS = 0x8946, 0x3C
-_RX_COUNT, _COMBINED_COUNT = 5, 8  # words of the answer
+_ETHTOOL_GCHANNELS: Final = 0x3C
+_CHANNELS: Final = struct.Struct("=9I")  # cmd; the most of rx, tx, other, combined; how many of each there are
 
 
 def nr_rx_queues(ifname: str) -> int:
@@ -30,14 +29,12 @@ def nr_rx_queues(ifname: str) -> int:
     DeviceError
         ENODEV: no such interface in the calling thread's network namespace.
     """
-    words = array("I", [_ETHTOOL_GCHANNELS, *[0] * 8])
-    request = struct.pack("=16sQ16x", ifname.encode()[:15], words.buffer_info()[0])  # struct ifreq
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-        try:
-            ioctl(control, _SIOCETHTOOL, request)
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                return 1
-            hint = "no such interface in this network namespace"
-            raise DeviceError(error.errno or errno.ENODEV, "count queues of", ifname, hint) from None
-    return max(1, words[_RX_COUNT] + words[_COMBINED_COUNT])
+    try:
+        answer = ethtool_ioctl(ifname, _CHANNELS.pack(_ETHTOOL_GCHANNELS, *[0] * 8))
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return 1
+        hint = "no such interface in this network namespace"
+        raise DeviceError(error.errno or errno.ENODEV, "count queues of", ifname, hint) from None
+    *_, rx_count, _, _, combined_count = _CHANNELS.unpack(answer)
+    return int(max(1, rx_count + combined_count))
