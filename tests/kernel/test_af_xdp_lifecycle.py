@@ -53,6 +53,43 @@ def test_open_and_close_leave_no_descriptor_and_no_memory(veth: VethPair) -> Non
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+FORGOTTEN = """
+import gc, sys, time, warnings
+from pagepool.drivers.af_xdp import AfXdpQueue
+
+gc.disable()
+queue = AfXdpQueue("near", rx_ring=256, tx_ring=256)
+print("open", flush=True)
+while (batch := queue.poll()) is None:
+    time.sleep(0.001)
+batch.tx()
+queue.me, queue.batch, pool = queue, batch, queue.pool
+# What the collector finds by way of something else it moves behind what it finds at once: now the queue is behind its
+# socket, and so is its finalizer, as in any order that another Python may take.
+box, socket = [queue], queue.parts.socket
+del queue, batch
+gc.collect()
+del box, socket
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    gc.collect()
+assert any("was never closed" in str(warning.message) for warning in seen), seen
+assert pool.lent == 0, pool.lent
+pool.check()
+"""
+
+
+def test_a_forgotten_queue_whose_socket_ends_first(veth: VethPair) -> None:
+    command = [sys.executable, "-c", FORGOTTEN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "open\n"
+        with LiveGenerator(veth.far, frame_to_near(veth)) as generator:
+            generator.send(100)
+            _, errors = child.communicate(timeout=20)
+    assert child.returncode == 0, errors
+
+
 def test_close_with_frames_in_every_ring(veth: VethPair) -> None:
     with LiveGenerator(veth.far, frame_to_near(veth)) as generator:
         for taken in (0, 10, 64):

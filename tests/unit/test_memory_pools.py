@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_pools_share_an_allocator() -> None:
 @pytest.mark.parametrize("kind", ["anonymous", "thp", "memfd"])
 def test_a_view_of_a_page_outlives_pool_and_allocator(kind: str) -> None:
     allocator = PageAllocator(2 * SLAB_SIZE, kind)
-    finalizer = allocator._reservation._finalizer
+    alive = weakref.ref(allocator._reservation._range)
     pool = PagePool(memory=allocator)
     view = memoryview(pool.alloc_pages())
     pool.close()
@@ -57,10 +58,10 @@ def test_a_view_of_a_page_outlives_pool_and_allocator(kind: str) -> None:
     del pool, allocator
     gc.collect()
     view[:] = b"x" * len(view)
-    assert finalizer.alive
+    assert alive() is not None
     del view
     gc.collect()
-    assert not finalizer.alive
+    assert alive() is None
 
 
 def test_what_a_pool_gives_back_can_be_shrunk() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 
@@ -53,10 +54,10 @@ def test_a_hole_closes_behind_a_slab() -> None:
 
 def test_goes_with_its_last_reference() -> None:
     reservation = Reservation(SLAB_SIZE)
-    finalizer = reservation._finalizer
+    alive = weakref.ref(reservation._range)
     del reservation
     gc.collect()
-    assert not finalizer.alive
+    assert alive() is None
 
 
 @pytest.mark.parametrize("index", [-1, 2])

@@ -32,9 +32,10 @@ from shared_doubles import (
 )
 
 import pagepool as pp
+from pagepool._core.mapped_range import MappedRange
 from pagepool.errors import DeviceError, PagePoolError
 from pagepool.shared import AttachedQueue, HandshakeError, SharedPool, SharedRingError
-from pagepool.shared._borrower import Borrower, MappedRange
+from pagepool.shared._borrower import Borrower
 from pagepool.shared._lender import size_of_rings
 from pagepool.shared.mapping import make_rings_file
 from pagepool.shared.wire import ACCEPTED, Hello, Ready, Welcome

@@ -31,7 +31,7 @@ cdef enum:
     KIND_DETACHED = 3        # was a holder; release_page took the page out of the pool
 
 # No object among its fields, so no garbage collector's header and no traversal: a page refers to its pool through
-# `home`, and a pool never to its pages, so a page is in no cycle.
+# `home`, and a pool never to its pages. A cycle through a live page (an observer that keeps it) leaks until it is broken.
 @cython.final
 cdef class Page:
     cdef PyObject *home                   # the pool: a reference owned while the object lives (see carver.py)

@@ -10,8 +10,8 @@ faults instead of hitting somebody else's memory, and a slab that comes back has
 from __future__ import annotations
 
 import errno
-import weakref
 
+from pagepool._core.mapped_range import MappedRange
 from pagepool._core.params import SLAB_SIZE
 from pagepool.errors import DeviceError
 from pagepool.memory import _libc
@@ -57,8 +57,7 @@ class Reservation:
             raise DeviceError(number, "reserve", f"{size_bytes >> 20} MiB of address space", hint) from None
         self.base_vaddr = (whole // SLAB_SIZE + 1) * SLAB_SIZE
         self.size_bytes = size_bytes
-        self._finalizer = weakref.finalize(self, _libc.munmap, whole, whole_bytes)
-        self._finalizer.atexit = False
+        self._range = MappedRange(whole, whole_bytes)
 
     @property
     def nr_slabs(self) -> int:

@@ -10,20 +10,12 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void *buffer, size_t size, int flags)
     int MSG_DONTWAIT
 
-cdef extern from "<sys/mman.h>" nogil:
-    int munmap(void *vaddr, size_t size)
-
 cdef extern from "<unistd.h>" nogil:
     int close_fd "close"(int fd)
 
 cdef enum:
     NOGIL_FRAMES = 128       # from this budget on, other Python threads run meanwhile
     HELD_MAX = 0xFFFF
-
-@cython.final
-cdef class MappedRange:
-    cdef readonly uintptr_t vaddr
-    cdef readonly uint64_t size_bytes
 
 # No object among the fields of these two, so the garbage collector neither sees nor clears them: a page gives itself back
 # at its very end, through a borrower that must be whole then, into rings that must be mapped. What they refer to refers to

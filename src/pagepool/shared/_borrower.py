@@ -72,22 +72,6 @@ class SharedRingError(PagePoolError):
     """The other process has written into a ring what cannot be; nothing more is taken from it."""
 
 
-class MappedRange:
-    """Unmap memory when the last reference goes.
-
-    Not a finalizer of Python's: the garbage collector calls those before what still refers to the memory is torn down,
-    and a kept page writes into the rings at its own end.
-    """
-
-    def __cinit__(self, vaddr: uintptr_t, size_bytes: uint64_t):
-        self.vaddr = vaddr
-        self.size_bytes = size_bytes
-
-    def __dealloc__(self):
-        if self.size_bytes:
-            munmap(cython.cast(cython.p_void, self.vaddr), self.size_bytes)
-
-
 class Borrower:
     """The borrower's end of one pair of rings.
 

@@ -10,14 +10,6 @@ REVOKED: int
 class SharedRingError(PagePoolError): ...
 
 @final
-class MappedRange:
-    def __init__(self, vaddr: int, size_bytes: int) -> None: ...
-    @property
-    def vaddr(self) -> int: ...
-    @property
-    def size_bytes(self) -> int: ...
-
-@final
 class Borrower:
     def __init__(
         self,

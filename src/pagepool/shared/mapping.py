@@ -14,9 +14,9 @@ import mmap
 import os
 from typing import Final
 
+from pagepool._core.mapped_range import MappedRange
 from pagepool.errors import DeviceError
 from pagepool.memory import _libc
-from pagepool.shared._borrower import MappedRange
 
 __all__ = ["FileMapping", "make_rings_file"]
 

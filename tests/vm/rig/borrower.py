@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from pagepool._core.mapped_range import MappedRange
 from pagepool.memory import _libc
-from pagepool.shared._borrower import Borrower, MappedRange, SharedRingError
+from pagepool.shared._borrower import Borrower, SharedRingError
 
 __all__ = ["borrow"]
 

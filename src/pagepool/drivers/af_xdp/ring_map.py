@@ -14,6 +14,7 @@ import ctypes
 import mmap as _mmap
 from typing import NamedTuple
 
+from pagepool._core.mapped_range import MappedRange
 from pagepool.errors import DeviceError
 
 __all__ = ["RingMap", "RingOffsets"]
@@ -31,7 +32,6 @@ _libc.mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_long,
 ]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class RingOffsets(NamedTuple):
@@ -70,12 +70,12 @@ class RingMap:
     ) -> None:
         self.nr_entries = nr_entries
         self.entry_bytes = entry_bytes
-        self._size_bytes = offsets.descriptors + nr_entries * entry_bytes
+        size_bytes = offsets.descriptors + nr_entries * entry_bytes
         protection = _mmap.PROT_READ | _mmap.PROT_WRITE
-        vaddr = _libc.mmap(None, self._size_bytes, protection, _mmap.MAP_SHARED | _MAP_POPULATE, fd, page_offset)
+        vaddr = _libc.mmap(None, size_bytes, protection, _mmap.MAP_SHARED | _MAP_POPULATE, fd, page_offset)
         if vaddr in (None, _MAP_FAILED):
             raise DeviceError(ctypes.get_errno(), "mmap AF_XDP ring", obj)
-        self._vaddr: int = vaddr
+        self._range: MappedRange | None = MappedRange(vaddr, size_bytes)
         self.producer = vaddr + offsets.producer
         self.consumer = vaddr + offsets.consumer
         self.flags = vaddr + offsets.flags
@@ -83,6 +83,4 @@ class RingMap:
 
     def unmap(self) -> None:
         """Give the mapping back; the vaddrs are invalid from here on. Idempotent."""
-        vaddr, self._vaddr = self._vaddr, 0
-        if vaddr:
-            _libc.munmap(vaddr, self._size_bytes)
+        self._range = None

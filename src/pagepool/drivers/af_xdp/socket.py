@@ -225,6 +225,9 @@ class XdpSocket:
             if ring is not None:
                 ring.unmap()
         self.rx = self.tx = self.fill = self.completion = None
+        self._close_socket()
+
+    def _close_socket(self) -> None:
         if self._socket is not None:
             global _last_close
             self._socket.close()
@@ -240,8 +243,9 @@ class XdpSocket:
         self.close()
 
     def __del__(self) -> None:
+        # Only the descriptor: in a cycle the queue's own end may come later, and it looks into the rings.
         if getattr(self, "_socket", None) is not None:
-            self.close()
+            self._close_socket()
 
     @property
     def _open(self) -> _socket.socket:
