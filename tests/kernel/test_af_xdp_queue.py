@@ -241,6 +241,8 @@ def test_refusals_leave_nothing_behind(veth: VethPair) -> None:
     cases = (
         ({"ifname": "none"}, "ENODEV; no such interface"),
         ({"ifname": "near", "queue": 9}, "EINVAL; no such queue"),
+        ({"ifname": "near", "queue": -1}, "EINVAL; no such queue"),
+        ({"ifname": "near", "queue": 1 << 32}, "EINVAL; no such queue"),
         ({"ifname": "near", "zerocopy": True}, "the driver has no zero copy"),
         ({"ifname": "near", "rx_ring": 100}, "ring sizes are powers of two"),
     )

@@ -34,6 +34,7 @@ _MMAP_OFFSETS, _RX_RING, _TX_RING, _UMEM_REG, _FILL_RING, _COMPLETION_RING = 1, 
 _STATISTICS, _OPTIONS, _MAX_TX_SKB_BUDGET = 7, 8, 9
 _PGOFF_RX, _PGOFF_TX, _PGOFF_FILL, _PGOFF_COMPLETION = 0, 0x80000000, 0x100000000, 0x180000000
 _SO_BUSY_POLL, _SO_PREFER_BUSY_POLL, _SO_BUSY_POLL_BUDGET = 46, 69, 70
+_MOST_QUEUE = (1 << 32) - 1  # what sockaddr_xdp can say
 # A closed socket frees its queue 5 to 26 ms later, a second under load: wait long where it may have been ours.
 _CLOSE_WAIT_S: Final = 0.5
 _OWN_CLOSE_WAIT_S: Final = 4.0
@@ -172,6 +173,8 @@ class XdpSocket:
         shared_fd = 0
         if share_umem_with is not None:
             flags, shared_fd = BindFlag.SHARED_UMEM, share_umem_with.fileno()
+        if not 0 <= queue <= _MOST_QUEUE:
+            raise DeviceError(errno.EINVAL, "bind AF_XDP", self.obj, "no such queue")
         request = struct.pack("=HHIII", _AF_XDP, flags, ifindex, queue, shared_fd)
         deadline = max(time.monotonic() + _CLOSE_WAIT_S, _last_close + _OWN_CLOSE_WAIT_S)
         # The one call that Python's socket module refuses for this family.
