@@ -132,6 +132,8 @@ def test_wrong_interface(veth: VethPair) -> None:
 
 def test_queue_that_does_not_exist(veth: VethPair) -> None:
     assert_refused(rx("near", "--queue", "3"), "near has no queue 3")
+    assert_refused(rx("near", "--queue", str(1 << 32)), "near has no queue 4294967296")
+    assert_refused(rx("--queue", str(1 << 40)), f"no frame would reach queue {1 << 40}")
     assert xdp_program(veth.near) == 0
 
 

@@ -111,6 +111,10 @@ def test_written_frames_can_be_read_again(capsys: pytest.CaptureFixture[str], tm
         (["rx", "--action", "keep"], 2, "one of drop, pass, tx"),
         ([*LOOPBACK, "--filter", "udp"], 1, "--filter needs AF_XDP"),
         ([*LOOPBACK, "--program", "a.o"], 1, "--program needs AF_XDP"),
+        ([*LOOPBACK, "lo"], 2, "--loopback is a NIC of its own"),
+        ([*LOOPBACK, "--rate", "1000"], 2, "--rate is for the generator"),
+        (["rx", "lo", "--rate", "1000"], 2, "--rate is for the generator"),
+        ([*LOOPBACK, "--window", "2s"], 2, "--window is how long --sql"),
         ([*LOOPBACK, "--write", "/no/such/folder/x.pcapng"], 1, "No such file or directory"),
         ([*LOOPBACK, "--queue", "4000"], 1, "128"),
         (["rx", "no-such-iface"], 1, "no such interface"),
@@ -193,6 +197,8 @@ def test_without_privilege_it_says_why_it_is_the_loopback_nic(
     assert "no AF_XDP on a veth pair for this user: netns: EPERM: needs CAP_SYS_ADMIN" in out
     assert main(["rx", "--seconds", "0.2", "--json"]) == 0
     assert "EPERM" in json.loads(capsys.readouterr().out.splitlines()[-1])["reason"]
+    assert main(["rx", "--seconds", "0.2", "--rate", "1000"]) == 1
+    assert "--rate needs AF_XDP, and this is the loopback NIC (no AF_XDP" in capsys.readouterr().err
 
 
 def test_without_extras_it_says_what_to_install() -> None:

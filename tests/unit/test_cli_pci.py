@@ -16,6 +16,7 @@ from pagepool.cli.main import main
         (["--pci", "0000:ff:1f.7", "--filter", "udp"], 1, "--filter"),
         (["--pci", "0000:ff:1f.7", "--action", "pass"], 2, "no network stack"),
         (["--pci", "0000:ff:1f.7", "--loopback"], 2, "--pci"),
+        (["--pci", "0000:ff:1f.7", "--rate", "1000"], 2, "--rate"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

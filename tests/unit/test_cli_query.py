@@ -56,7 +56,7 @@ def test_a_window_is_a_time_or_a_number_of_frames(text: str, length: tuple[float
     assert parse_window(text) == length
 
 
-@pytest.mark.parametrize("text", ["", "0", "0s", "-1s", "1h", "s", "1.5", "one", "1..5s", "nans", "infs"])
+@pytest.mark.parametrize("text", ["", "0", "0s", "-1s", "1h", "s", "1.5", "one", "1..5s", "nans", "infs", "9" * 5000])
 def test_and_nothing_else(text: str) -> None:
     with pytest.raises(CannotError, match="--window"):
         parse_window(text)
@@ -161,6 +161,9 @@ def test_only_what_is_read_is_computed(sql: str, columns: set[str]) -> None:
         ("drop table packets", "one SELECT"),
         ("select 1; select 2", "one SELECT"),
         ("", "one SELECT"),
+        ("select count(*) from packets a join packets b using (page)", "goes by once"),
+        ("select length from packets where length > (select avg(length) from packets)", "goes by once"),
+        ("select 1 from packets union all select 2 from packets", "as materialized"),
     ],
 )
 def test_a_wrong_query_is_refused_before_there_is_traffic(
@@ -226,6 +229,19 @@ def test_a_query_that_fails_on_the_way_ends_it_with_duckdbs_words(capsys: pytest
     assert "enough of it" in err
     assert err.count("\n") == 1
     assert json.loads(out.splitlines()[-1])["type"] == "summary"
+
+
+@pytest.mark.needs_duckdb
+def test_what_is_to_be_read_twice_is_materialized(capsys: pytest.CaptureFixture[str]) -> None:
+    sql = (
+        "with p as materialized (select length from packets) "
+        "select (select count(*) from p) as every, (select count(*) from p where length = 60) as short"
+    )
+    assert main([*LOOPBACK, "0.5", "--json", "--window", "200ms", "--sql", sql]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["type"] == "window"
+    assert first["rows"] == [[first["frames"]] * 2]
+    assert first["frames"] > 0
 
 
 @pytest.mark.needs_duckdb

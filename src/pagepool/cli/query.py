@@ -151,7 +151,13 @@ class Query:
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise CannotError("--sql: it is one SELECT over the table packets")
         asked = self._describe(ALL_COLUMNS)
-        read = _scanned(json.loads(self._db.execute(f"explain (format json) {self._sql}").fetchall()[0][1]))
+        plan = json.loads(self._db.execute(f"explain (format json) {self._sql}").fetchall()[0][1])
+        if _scans(plan) > 1:  # each of them would see only what the others left
+            raise CannotError(
+                "--sql: a window goes by once, and this reads packets several times: begin it with "
+                '"with p as materialized (select ... from packets)", and read p'
+            )
+        read = _scanned(plan)
         needed = tuple(name for name in ALL_COLUMNS if name in read) or ("length",)
         try:
             if self._describe(needed) == asked:
@@ -198,6 +204,13 @@ class Query:
         except BaseException as error:
             self.failure = CannotError(f"--sql: {_said(error)}") if isinstance(error, self._error) else error
             self.window.close()
+
+
+def _scans(plan: Any) -> int:
+    """Return how often a plan reads the table packets, the only one that is an Arrow stream."""
+    if isinstance(plan, list):
+        return sum(map(_scans, plan))
+    return ("ARROW_SCAN" in plan.get("name", "")) + _scans(plan.get("children", []))
 
 
 def _scanned(plan: Any) -> set[str]:

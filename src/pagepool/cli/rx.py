@@ -65,8 +65,9 @@ def rx_command(
         typer.Option(metavar="SELECT", help="Ask DuckDB about the table packets, window after window; see below."),
     ] = None,
     window: Annotated[
-        str, typer.Option(metavar="1s|10000", help="How long a window of --sql is: a time, or a number of frames.")
-    ] = "1s",
+        str | None,
+        typer.Option(metavar="1s|10000", help="How long a window of --sql is: a time, 1s by default, or frames."),
+    ] = None,
     seconds: Annotated[
         float | None, typer.Option(metavar="S", min=0.0, help="End after so many seconds; default: with Ctrl-C.")
     ] = None,
@@ -104,6 +105,12 @@ def rx_command(
     options = WireOptions(tuple(dict.fromkeys(queue or (() if forward else (0,)))), filter, rate, program)
     if program is not None and filter != "all":
         raise typer.BadParameter("--program decides by itself what to take: leave --filter away")
+    if rate is not None and (ifnames or loopback or pci is not None):
+        raise typer.BadParameter("--rate is for the generator of our own veth pair: leave one of them away")
+    if window is not None and sql is None:
+        raise typer.BadParameter("--window is how long --sql gathers frames: give --sql too, or leave it away")
+    if loopback and ifnames:
+        raise typer.BadParameter("--loopback is a NIC of its own: leave it, or IFACE, away")
     if pci is not None and (ifnames or loopback):
         raise typer.BadParameter("--pci is a device of its own: leave IFACE and --loopback away")
     if pci is not None and action == "pass":
@@ -115,7 +122,7 @@ def rx_command(
         wire = Forwarding(ifnames[0], forward, options)
     else:
         wire = choose_wire(ifnames, options, loopback=loopback)
-    seconds_long, frames_long = parse_window(window)
+    seconds_long, frames_long = parse_window("1s" if window is None else window)
     query = None if sql is None else Query(sql, Window(seconds_long, frames_long, shared=action != "drop"))
     try:
         receive(wire, action, _report(json, seconds), seconds=seconds, write=write, cpus=cpu or None, query=query)

@@ -22,6 +22,7 @@ from pagepool.xdp import XdpBatch
 __all__ = ["Window", "parse_window"]
 
 _MOST_WAITING = 1 << 16
+_MOST_DIGITS = 18
 _UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0}
 
 
@@ -37,7 +38,7 @@ def parse_window(text: str) -> tuple[float | None, int | None]:
         number = text.removesuffix(unit)
         if number != text and number.replace(".", "", 1).isdecimal() and float(number) > 0:
             return float(number) * step, None
-    if text.isdecimal() and int(text) > 0:
+    if text.isdecimal() and len(text) <= _MOST_DIGITS and int(text) > 0:
         return None, int(text)
     raise CannotError(f"--window {text}: it is a time, such as 1s or 500ms, or a number of frames, such as 10000")
 

@@ -192,6 +192,7 @@ class Veth(Interface):
         from pagepool.testing.veth import VethPair
 
         nr_queues = max(self.options.queues) + 1
+        cpus = self._cpus(nr_queues)
         pair = undo.enter_context(VethPair(nr_queues=nr_queues))
         with pair.near.ns:
             super()._open(undo)
@@ -201,7 +202,7 @@ class Veth(Interface):
             rate = self.options.rate_pps / len(self.options.queues)
         else:
             rate = None
-        for cpu in self._cpus(nr_queues):
+        for cpu in cpus:
             generator = LiveGenerator(far, frame, rate_pps=rate, nr_flows=_NR_FLOWS, cpu=cpu)
             self._generators.append(undo.enter_context(generator))
 
@@ -245,6 +246,8 @@ class Loopback(Wire):
             raise CannotError("--program needs AF_XDP: run it as root, without --loopback")
         if options.filter != "all":
             raise CannotError(f"--filter needs AF_XDP, and this is the loopback NIC{f' ({reason})' if reason else ''}")
+        if options.rate_pps is not None:
+            raise CannotError(f"--rate needs AF_XDP, and this is the loopback NIC{f' ({reason})' if reason else ''}")
         if max(options.queues) >= _LOOPBACK_QUEUES:
             raise CannotError(
                 f"the loopback NIC has {_LOOPBACK_QUEUES} queues: take --queue 0 to {_LOOPBACK_QUEUES - 1}"
