@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from dlpack_consumer import IS_COPIED, READ_ONLY, Taken
 from shared_doubles import PATIENCE_S, eventually, the_consumer
+from xdp_doubles import RecordingQueue
 
 import pagepool as pp
 from pagepool import SharedPool
 from pagepool.errors import DeadPageError
+from pagepool.integrations.arrow import to_arrow
 from pagepool.shared import AttachedQueue, BorrowedPage
 
 V1 = (1, 0)
@@ -40,14 +42,49 @@ def queue(shared: SharedPool) -> Iterator[AttachedQueue]:
         yield queue
 
 
+@pytest.mark.parametrize("first", ["consumer", "tensors"])
+def test_frames_that_tensors_and_arrow_look_at_are_lent_all_the_same(
+    shared: SharedPool, queue: AttachedQueue, first: str
+) -> None:
+    """What the lender looks at beside them comes home when it and the consumer have both let go, in either order."""
+    texts = [b"%d" % number * 40 for number in range(8)]
+    lender = RecordingQueue(shared.pool)
+    batch = lender.batch(texts)
+    tensor = np.from_dlpack(batch[0])
+    arrow = to_arrow(batch, slice(2, 4), shared=True)
+    batch.redirect(the_consumer(shared))
+    batch.complete()
+    assert (lender.xdp_stats.redirect, lender.xdp_stats.redirect_dropped) == (8, 0)
+    assert shared.stats().rejected == 0
+    shared.check()
+    with poll(queue) as borrowed:
+        assert [bytes(borrowed.frame(row)) for row in range(8)] == texts
+        if first == "tensors":
+            arrow.close()
+            del tensor
+            assert shared.pool.lent == 8
+    if first == "consumer":
+        eventually(lambda: shared.reap() or shared.pool.lent == 3)
+        ids = np.array([int(batch.ids[0])], np.uint32)
+        assert shared.send(ids, 40) == 0  # what only a tensor holds is nobody's to lend
+        assert tensor.tobytes() == texts[0]
+        arrow.close()
+        del tensor
+    eventually(lambda: shared.reap() or shared.pool.lent == 0)
+
+
+def poll(queue: AttachedQueue) -> Any:
+    for batch in queue.poll_forever(64, timeout=PATIENCE_S):
+        return batch
+    raise AssertionError("nothing came")
+
+
 def lend(shared: SharedPool, queue: AttachedQueue, *texts: bytes) -> Any:
     for text in texts:
         page = shared.pool.alloc_pages()
         page[: len(text)] = text
         shared.send(page, len(text))
-    for batch in queue.poll_forever(64, timeout=PATIENCE_S):
-        return batch
-    raise AssertionError("nothing came")
+    return poll(queue)
 
 
 def test_a_kept_frame_is_a_read_only_tensor(shared: SharedPool, queue: AttachedQueue) -> None:

@@ -19,6 +19,8 @@ from cython.cimports.pagepool._core.arena import (
     PG_HANDLE,
     PG_LENT,
     PG_PFMEMALLOC,
+    PG_REF_MAX,
+    PG_REF_SHIFT,
     Arena,
     pg_slot,
     pg_state,
@@ -292,9 +294,10 @@ class Lender:
         i: uint32_t
         id: uint32_t
         at: uint32_t = offset
-        lent: uint64_t = pool.word_lent
         size: uint32_t = pool.object_bytes
-        special: uint64_t = PG_PFMEMALLOC
+        # Tensors and Arrow may look too, by references of their own; PG_SPENT says whether the holder's is there.
+        special: uint64_t = PG_PFMEMALLOC | (cython.cast(uint64_t, PG_REF_MAX) << PG_REF_SHIFT)
+        lent: uint64_t = pool.word_lent & ~special
         for i in range(n):
             id = ids[i]
             if offsets != cython.NULL:
