@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from pagepool import probe
+from pagepool.cli.failure import failure_line
 from pagepool.cli.main import main
 from pagepool.drivers.capture import read_capture
 
@@ -150,6 +152,19 @@ def test_signal_ends_with_the_summary_and_status_0(number: signal.Signals) -> No
     assert err == ""
     assert "frames in" in out
     assert "recycled" in out
+
+
+def test_a_second_ctrl_c_while_the_first_is_on_its_way_is_no_bug() -> None:
+    def interrupted_twice() -> None:
+        lock = threading.Lock()
+        with lock:
+            lock.release()  # as in Event.wait: the first came in the wait, the second before the lock was back
+            raise KeyboardInterrupt
+
+    with pytest.raises(RuntimeError, match="unlocked") as caught:
+        interrupted_twice()
+    assert failure_line(caught.value) == ("interrupted", 130)
+    assert failure_line(RuntimeError("a bug")) == (None, 1)
 
 
 def test_reader_that_goes_away_ends_it_quietly() -> None:

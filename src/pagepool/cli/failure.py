@@ -29,7 +29,9 @@ def failure_line(error: Exception) -> tuple[str | None, int]:
     if message is not None:  # click's own: a wrong command line (typer brings its own copy of click)
         text = message() or "no subcommand"
         return f"{_one_line(text)} (try: pagepool --help)", 2
-    if type(error).__name__ == "Abort":  # what click makes of Ctrl-C
+    # Of two signals at once the second may find Event.wait taking its lock back, which then was never taken.
+    again = isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt)
+    if again or type(error).__name__ == "Abort":  # what click makes of Ctrl-C
         return "interrupted", 130
     if hasattr(error, "exit_code"):
         return "", int(error.exit_code)
