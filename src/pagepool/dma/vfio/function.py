@@ -62,7 +62,7 @@ class PciFunction:
         self.bdf = bdf
         answer = bytearray(DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0, 0))
         ioctl(fd, Request.DEVICE_GET_INFO, answer, bdf)
-        _, flags, self.nr_regions, self.nr_irqs, _ = DEVICE_INFO.unpack(answer)
+        _, flags, _, _, _ = DEVICE_INFO.unpack(answer)
         self.flags = DeviceFlag(flags)
         self._config = self.region(CONFIG_REGION)
         self._bars: dict[int, Registers] = {}
