@@ -98,6 +98,29 @@ def test_many_give_back_what_one_takes(granularity: MapGranularity | None) -> No
     assert (pool.inflight, used_pages(pool)) == (0, 0)
 
 
+def test_a_bulk_put_ends_at_its_last_id_while_the_owner_empties_the_ring() -> None:
+    pool = PagePool(memory=memory(8), pool_size=256)
+    work: queue.SimpleQueue[array[int] | None] = queue.SimpleQueue()
+    counts: list[tuple[int, int]] = []
+
+    def put_in_two() -> None:
+        while (ids := work.get()) is not None:
+            whole = memoryview(ids)  # the second part lies behind the first: ids that the first call must not put
+            counts.append((pool.put_bulk(whole[:200]), pool.put_bulk(whole[200:])))
+
+    with running(put_in_two, put_in_two):
+        for _ in range(3000):
+            work.put(pool.alloc_bulk(300))
+            assert pool.put_bulk(pool.alloc_bulk(400)) == 400  # takes from the ring, sixty-four at a time
+            while work.qsize() > 4:
+                pass
+        for _ in range(2):
+            work.put(None)
+    assert set(counts) == {(200, 100)}
+    pool.check()
+    assert (pool.lent, pool.stats().rejected) == (0, 0)
+
+
 def test_one_id_put_by_two_threads_is_home_once() -> None:
     pool = PagePool(memory=memory(), pool_size=1024)
     rounds, n = 60, 300

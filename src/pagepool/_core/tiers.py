@@ -399,10 +399,12 @@ class Tiers(Home):
         word: uint64_t
         pages: cython.pointer[pp_page_t] = self.pages
         pp_lock(cython.address(self.ring.lock))
+        # Once: the consumer takes no lock, so the room may grow from one look to the next, past n.
+        room: uint32_t = self.ring.room_locked()
         if self.ring.closed:
             n = 0
-        elif n > self.ring.room_locked():
-            n = self.ring.room_locked()
+        elif n > room:
+            n = room
         while i < n and ids[i] < self.nr_pages:
             word = pp_load64(cython.address(pages[ids[i]].word))
             if pp_unlikely(word != self.word_lent):
