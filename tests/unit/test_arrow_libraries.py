@@ -181,6 +181,35 @@ def test_duckdb_queries_frames(batch: ArrowBatch, pool: Any) -> None:
 
 
 @pytest.mark.needs_duckdb
+def test_duckdb_works_on_the_pages_themselves(pool: Any) -> None:
+    import duckdb
+
+    with RecordingQueue(pool).batch(FRAMES) as batch, duckdb.connect() as db:
+        views = {int(page): batch.frame(row) for row, page in enumerate(batch.ids)}
+        mark = b"1st!"
+
+        def write(page: int) -> bool:
+            views[page][20:24] = mark
+            return True
+
+        db.create_function("write_to", write, ["UINTEGER"], "BOOLEAN", side_effects=True)
+        with to_arrow(batch, columns=("page", "payload"), shared=True) as packets:
+            db.register("packets", packets)
+            # The condition runs on what the scan has made of a batch. Written there, and yet in the result: the scan
+            # made no copy.
+            rows = db.execute("select payload from packets where write_to(page)").fetchall()
+            assert {bytes(payload[20:24]) for (payload,) in rows} == {b"1st!"}
+            # What DuckDB does copy is not written to: this can be told apart.
+            mark = b"2nd!"
+            db.execute("create table copied as select * from packets")
+            rows = db.execute("select payload from copied where write_to(page)").fetchall()
+            assert {bytes(payload[20:24]) for (payload,) in rows} == {b"1st!"}
+            assert {bytes(view[20:24]) for view in views.values()} == {b"2nd!"}
+            db.unregister("packets")
+        views.clear()
+
+
+@pytest.mark.needs_duckdb
 @pytest.mark.needs_polars
 @pytest.mark.needs_pyarrow
 def test_no_library_is_imported_by_ours() -> None:
