@@ -209,6 +209,12 @@ def torch() -> Answer:
     return _installed("torch", "torch")
 
 
+def cupy() -> Answer:
+    """Whether CuPy is installed, under any of its names; not whether there is a GPU for it."""
+    answers = [_installed(name, "cupy-cuda13x") for name in ("cupy", "cupy-cuda13x", "cupy-cuda12x")]
+    return next(filter(None, answers), answers[0])
+
+
 def pyarrow() -> Answer:
     """Whether pyarrow is installed."""
     return _installed("pyarrow", "'pagepool[arrow]'")
@@ -270,6 +276,7 @@ PROBES: dict[str, Callable[[], Answer]] = {
     "vfio": vfio,
     "iommufd": iommufd,
     "torch": torch,
+    "cupy": cupy,
     "pyarrow": pyarrow,
     "polars": polars,
     "duckdb": duckdb,
