@@ -17,6 +17,9 @@ from pagepool.cli.main import main
         (["--pci", "0000:ff:1f.7", "--action", "pass"], 2, "no network stack"),
         (["--pci", "0000:ff:1f.7", "--loopback"], 2, "--pci"),
         (["--pci", "0000:ff:1f.7", "--rate", "1000"], 2, "--rate"),
+        (["--pci", "0000:ff:1f.7", "--iommu", "type1"], 1, "0000:ff:1f.7"),
+        (["--pci", "0000:ff:1f.7", "--iommu", "vfio"], 2, "auto, type1, iommufd"),
+        (["--iommu", "iommufd"], 2, "give --pci too"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

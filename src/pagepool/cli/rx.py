@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pagepool.cli.forwarding import Forwarding
 from pagepool.cli.live import LiveReport
-from pagepool.cli.pci_wire import PciNic
+from pagepool.cli.pci_wire import IOMMUS, PciNic
 from pagepool.cli.plain import JsonReport, PlainReport
 from pagepool.cli.query import Query
 from pagepool.cli.receiving import Report, receive
@@ -79,6 +79,12 @@ def rx_command(
         str | None,
         typer.Option(metavar="BDF", help="A NIC that is bound to vfio-pci, such as 0000:01:00.0, instead of IFACE."),
     ] = None,
+    iommu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(IOMMUS), help="With --pci: which interface of the kernel; auto takes iommufd if it can."
+        ),
+    ] = None,
     loopback: Annotated[bool, typer.Option("--loopback", help="Use the loopback NIC, as without privilege.")] = False,
     json: Annotated[bool, typer.Option("--json", help="A JSON object a second, then one with the summary.")] = False,
 ) -> None:
@@ -115,9 +121,14 @@ def rx_command(
         raise typer.BadParameter("--pci is a device of its own: leave IFACE and --loopback away")
     if pci is not None and action == "pass":
         raise typer.BadParameter("--action pass: there is no network stack behind --pci; take drop or tx")
+    if iommu is not None and pci is None:
+        raise typer.BadParameter("--iommu is how a PCI device is reached: give --pci too, or leave it away")
+    choice = next((name for name in IOMMUS if name == (iommu or "auto")), None)
+    if choice is None:
+        raise typer.BadParameter(f"--iommu {iommu}: it is one of {', '.join(IOMMUS)}")
     wire: Wire
     if pci is not None:
-        wire = PciNic(pci, options)
+        wire = PciNic(pci, options, choice)
     elif forward is not None:
         wire = Forwarding(ifnames[0], forward, options)
     else:

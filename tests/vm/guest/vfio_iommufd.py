@@ -22,6 +22,7 @@ from pagepool.dma import VfioDevice
 from pagepool.dma.vfio import iommufd
 from pagepool.errors import DeviceError
 
+from . import cli_pci
 from .support import modules
 from .support.pci import PciDevice
 from .support.plan import device, plan
@@ -90,6 +91,15 @@ def test_taken_of_itself_where_it_is_there() -> None:
     with open_edu(iommu="type1") as dev:
         assert dev.iommu == "type1 container"
     assert_raises(ValueError, lambda: open_edu(iommu="vfio"))
+
+
+@cases("type1", "iommufd")
+@only_on("newest")
+def test_the_command_takes_what_it_is_told(iommu: str) -> None:
+    """``pagepool rx --pci BDF --iommu``: both are there, each is taken when asked for, and carries the frames."""
+    swap(type1=True)
+    source = cli_pci.receive("igb0", "--iommu", iommu)
+    assert f"VFIO ({iommu}" in source, source
 
 
 def assert_raises(kind: type[Exception], call: Callable[[], object]) -> str:
