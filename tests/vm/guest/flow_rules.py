@@ -21,7 +21,7 @@ from .support.pci import PciDevice
 from .support.plan import device
 
 BOOTS = ("newest",)
-MODULES = ("igb", "igb_ntuple")
+MODULES = ("igb", "flow_rules")
 NIC = "igb1"
 
 
@@ -29,7 +29,7 @@ def interface() -> str:
     """The NIC's interface, up, with the kernel's igb for it and n-tuple rules to be had."""
     modules.load("igb")
     PciDevice(device(NIC).bdf).bind("igb")
-    modules.load("igb_ntuple")
+    modules.load("flow_rules", "igb_ntuple")
     ifname = interface_of(device(NIC).mac)
     bring_up(ifname)
     return ifname

@@ -21,8 +21,8 @@ SYS_DELETE_MODULE, SYS_FINIT_MODULE = 176, 313
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def load(name: str) -> None:
-    """Load the modules that the host built from folder ``name``, but for those that are loaded already.
+def load(name: str, *only: str) -> None:
+    """Load the modules that the host built from folder ``name``, or some of them, if they are not loaded already.
 
     Raises
     ------
@@ -33,7 +33,8 @@ def load(name: str) -> None:
     """
     if name in plan().missing_modules:
         raise Skip(f"modules {name}: {plan().missing_modules[name]}")
-    insert_all(BUILT / name)
+    for module in only or names(BUILT / name):
+        insert(BUILT / name, module)
 
 
 def replace_stock(name: str) -> None:
