@@ -88,6 +88,18 @@ def test_a_file_on_disk(tmp_path: Path) -> None:
         PcapngWriter(tmp_path / "no" / "folder")
 
 
+def test_a_time_for_each_frame() -> None:
+    file = io.BytesIO()
+    with PcapngWriter(file) as writer:
+        assert writer.write_frames([b"one", b"two"], (STAMP, STAMP + 7)) == 2
+        written = file.getvalue()
+        for stamps in ([STAMP], [STAMP] * 3):
+            with pytest.raises(ValueError, match="zip"):
+                writer.write_frames([b"one", b"two"], stamps)
+        assert file.getvalue() == written
+    assert [frame.timestamp_ns for frame in read_capture(io.BytesIO(written))] == [STAMP, STAMP + 7]
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize(("magic", "stamp"), [(0xA1B2C3D4, 7_000_005_000), (0xA1B23C4D, 7_000_000_005)])
 def test_pcap(order: str, magic: int, stamp: int) -> None:

@@ -8,7 +8,6 @@ again at once. Invariant: memory is bounded by one row group; what `close` has r
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +71,7 @@ class ParquetFile:
 
     def write(self, interface: int, batch: XdpBatch) -> None:
         """Write the frames of a batch; they stay its own."""
-        now = time.time_ns()
-        known = self._arrow.record_batch(to_arrow(batch, columns=_METADATA, timestamp_ns=now))  # holds no page
+        known = self._arrow.record_batch(to_arrow(batch, columns=_METADATA))  # holds no page
         frames = self._arrow.record_batch(to_arrow(batch, columns=["payload"], shared=True))
         arrays = [
             column.cast(field.type)

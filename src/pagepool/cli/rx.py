@@ -108,7 +108,10 @@ def rx_command(
         action = "forward" if forward else "pass" if ifnames else "drop"
     if not forward and action not in ACTIONS:
         raise typer.BadParameter(f"--action {action}: it is one of {', '.join(ACTIONS)}")
-    options = WireOptions(tuple(dict.fromkeys(queue or (() if forward else (0,)))), filter, rate, program)
+    kept = bool(write or sql)  # with the time at which each frame came
+    options = WireOptions(
+        tuple(dict.fromkeys(queue or (() if forward else (0,)))), filter, rate, program, timestamps=kept
+    )
     if program is not None and filter != "all":
         raise typer.BadParameter("--program decides by itself what to take: leave --filter away")
     if rate is not None and (ifnames or loopback or pci is not None):

@@ -59,7 +59,12 @@ class CaptureFile:
     def write(self, interface: int, batch: XdpBatch) -> None:
         """Write the frames of a batch."""
         with self._lock:
-            self._writer.write_frames([batch.frame(i) for i in range(len(batch))], interface=interface, outbound=False)
+            self._writer.write_frames(
+                [batch.frame(i) for i in range(len(batch))],
+                batch.came_ns().tolist(),
+                interface=interface,
+                outbound=False,
+            )
 
     def close(self) -> None:
         """Flush and close."""

@@ -45,6 +45,8 @@ class WireOptions:
         An XDP program of the user's instead of the filter: its object file, ``FILE`` or ``FILE:NAME``.
     promiscuous : bool
         Whether to receive what is for other stations too.
+    timestamps : bool
+        Whether to note when each frame came, where the interface can say and no program of the user's decides.
     """
 
     queues: tuple[int, ...] = (0,)
@@ -52,6 +54,7 @@ class WireOptions:
     rate_pps: float | None = None
     program: str | None = None
     promiscuous: bool = False
+    timestamps: bool = False
 
 
 class Wire(ABC):
@@ -147,6 +150,7 @@ class Interface(Wire):
                     program=programs[ifname],
                     frames=len(asked) * pages_for_queue(),
                     promiscuous=options.promiscuous,
+                    timestamps=options.timestamps and options.program is None,
                     share_umem_with=first,
                 )
             except OSError as error:

@@ -7,6 +7,7 @@ pages in `ids`, and nothing at all once the pages have found their next owner.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,19 @@ class FrameSet:
         if self._offsets is None:
             self._offsets = np.full(len(self.ids), self._offset, np.uint32)
         return self._offsets
+
+    @property
+    def timestamps_ns(self) -> U64Array | None:
+        """(n,) uint64 or None : ``CLOCK_MONOTONIC`` when each frame came, 0 if unknown; None: the queue knows none."""
+        return None
+
+    def came_ns(self) -> npt.NDArray[np.int64]:
+        """Return when each frame came, ``(n,) int64`` nanoseconds since 1970; now, where the queue does not know."""
+        now, stamps = time.time_ns(), self.timestamps_ns
+        if stamps is None:
+            return np.full(len(self), now, np.int64)
+        since_1970 = now - time.monotonic_ns()
+        return np.where(stamps, stamps.astype(np.int64) + since_1970, now)
 
     @property
     def dma_addr(self) -> U64Array:

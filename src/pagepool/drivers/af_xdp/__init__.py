@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """AF_XDP: a queue of a network interface in user space, with the pool's arena as its UMEM."""
 
+from pagepool.drivers.af_xdp.arrival import StampedBatch
 from pagepool.drivers.af_xdp.bpf_object import BpfMap, ObjectFileError, XdpObject
 from pagepool.drivers.af_xdp.channels import nr_rx_queues
 from pagepool.drivers.af_xdp.filter import FilterError
@@ -16,6 +17,7 @@ __all__ = [
     "FilterError",
     "ObjectFileError",
     "QueueClosedError",
+    "StampedBatch",
     "XdpObject",
     "nr_rx_queues",
     "open_queues",

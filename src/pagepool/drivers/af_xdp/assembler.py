@@ -37,6 +37,7 @@ class Helper(IntEnum):
     MAP_LOOKUP_ELEM = 1
     KTIME_GET_NS = 5
     REDIRECT_MAP = 51
+    XDP_ADJUST_META = 54
     XDP_GET_BUFF_LEN = 188
 
 

@@ -3,8 +3,7 @@
 
 It joins what the other files of this package do one each to an `RxQueue`: socket, steering program, rings, ways out.
 Pages go round pool -> fill ring -> kernel -> rx ring -> batch -> verdict -> pool, and in the steady state nothing else
-is
-touched.
+is touched.
 
 Invariant: after `close` every page that the queue or the kernel had is back in its pool, whatever happened in between.
 """
@@ -19,6 +18,7 @@ from typing import Final
 import numpy as np
 
 from pagepool._core.params import PagePoolParams
+from pagepool.drivers.af_xdp.arrival import StampedBatch
 from pagepool.drivers.af_xdp.bpf_object import XdpObject
 from pagepool.drivers.af_xdp.queue_parts import QueueParts, pages_for
 from pagepool.drivers.af_xdp.queue_stats import AfXdpStats, collect
@@ -64,6 +64,9 @@ class AfXdpQueue(RxQueue):
     program : str, path-like or XdpObject, optional
         A program of yours instead of a filter, as an object file or as `XdpObject`, whose maps you can then read and
         write. It sends frames to the queue by its XSKMAP; all queues of the interface share it.
+    timestamps : bool
+        Let the steering program write beside each frame when it came; batches are `StampedBatch`, with
+        ``timestamps_ns``. Not with `program`; two helper calls a frame.
     mode : {"auto", "native", "generic"}
         Where the XDP program is attached; ``auto`` is native where the driver can.
     zerocopy : bool, optional
@@ -118,6 +121,7 @@ class AfXdpQueue(RxQueue):
         params: PagePoolParams | None = None,
         filter: str = "all",
         program: XdpObject | str | os.PathLike[str] | None = None,
+        timestamps: bool = False,
         mode: WantedMode = "auto",
         zerocopy: bool | None = None,
         busy_poll: bool = False,
@@ -131,6 +135,7 @@ class AfXdpQueue(RxQueue):
         self._gone: DeviceError | None = None
         self._pid = os.getpid()
         self._block: U32Array | None = None
+        self._batch_type = StampedBatch if timestamps else XdpBatch
         guard.install()
         guard.enter()  # a Ctrl-C waits until there is either a queue or nothing
         try:
@@ -144,6 +149,7 @@ class AfXdpQueue(RxQueue):
                 params=params,
                 filter=filter,
                 program=program,
+                timestamps=timestamps,
                 mode=mode,
                 zerocopy=zerocopy,
                 busy_poll=busy_poll,
@@ -178,7 +184,7 @@ class AfXdpQueue(RxQueue):
             return None
         self._block = None  # the batch's now
         offset = rings.offset
-        batch = XdpBatch(self, block[0, :count], block[1, :count], block[2, :count] if offset < 0 else offset)
+        batch = self._batch_type(self, block[0, :count], block[1, :count], block[2, :count] if offset < 0 else offset)
         if self._closed:  # by another thread, just now: it could not know of these pages
             batch.complete()
             self._must_be_open()

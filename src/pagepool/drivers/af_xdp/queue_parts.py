@@ -65,6 +65,7 @@ class QueueParts:
         params: PagePoolParams | None,
         filter: str,
         program: XdpObject | str | os.PathLike[str] | None,
+        timestamps: bool,
         mode: WantedMode,
         zerocopy: bool | None,
         busy_poll: bool,
@@ -87,7 +88,7 @@ class QueueParts:
                 undo.callback(self.promiscuous.close)
             # The program first: some drivers set their queues up anew for it, and a map without sockets
             # passes.
-            self.steering: Steering = open_steering(ifname, ifindex, queue, filter, mode, program)
+            self.steering: Steering = open_steering(ifname, ifindex, queue, filter, mode, program, timestamps)
             undo.callback(close_steering, self.steering, queue, filter)
             self.socket = XdpSocket(obj)
             undo.callback(self.socket.close)

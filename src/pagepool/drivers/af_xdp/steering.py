@@ -66,7 +66,15 @@ class Steering:
     """
 
     def __init__(
-        self, ifname: str, ifindex: int, filter: str, mode: WantedMode, program: XdpObject | None, owns: bool
+        self,
+        ifname: str,
+        ifindex: int,
+        filter: str,
+        mode: WantedMode,
+        program: XdpObject | None,
+        *,
+        owns: bool,
+        timestamps: bool,
     ) -> None:
         self.ifname, self.ifindex = ifname, ifindex
         self.program = program
@@ -74,6 +82,7 @@ class Steering:
         self.fallback_reason: DeviceError | None = None
         self._members: list[tuple[int, str]] = []  # (queue, filter) of each user
         self._default, self._others = filter, dict[int, str]()  # what the attached program knows
+        self._timestamps = timestamps  # and whether it writes them
         self._own_xsks = XskMap(_NR_QUEUES) if program is None else None
         self._xsks = self._own_xsks or program.xsks  # type: ignore[union-attr]
         self._counters = PerCpuArrayMap(_NR_COUNTERS)
@@ -88,8 +97,8 @@ class Steering:
         self.mode: XdpMode = self._link.mode
         self._pass_program: XdpProgram | None = None
 
-    def join(self, queue: int, filter: str) -> None:
-        """Take part with a queue; the program knows its filter afterwards.
+    def join(self, queue: int, filter: str, timestamps: bool = False) -> None:
+        """Take part with a queue; the program knows its filter afterwards, and writes timestamps if one wants them.
 
         Raises
         ------
@@ -98,15 +107,14 @@ class Steering:
         FilterError
             With those of the other queues it becomes too big.
         """
-        for known, its in self._members:
-            if known == queue and its != filter:
+        for number, its in self._members:
+            if number == queue and its != filter:
                 hint = f"this process has it open with filter {its!r}, and it can be open once"
                 raise DeviceError(errno.EBUSY, "open AF_XDP", f"{self.ifname} queue {queue}", hint)
         wanted = {**dict(self._members), queue: filter}
-        if self.program is None and any(
-            self._others.get(number, self._default) != text for number, text in wanted.items()
-        ):
-            self._refilter(wanted)
+        known = all(self._others.get(number, self._default) == text for number, text in wanted.items())
+        if self.program is None and not (known and timestamps <= self._timestamps):
+            self._refilter(wanted, timestamps or self._timestamps)
         self._members.append((queue, filter))
 
     def leave(self, queue: int, filter: str) -> bool:
@@ -162,26 +170,27 @@ class Steering:
             self.fallback_reason = error
             return self._attach_as("generic")
 
-    def _refilter(self, wanted: dict[int, str]) -> None:
+    def _refilter(self, wanted: dict[int, str], timestamps: bool) -> None:
         default = Counter(wanted.values()).most_common(1)[0][0]
         others = {queue: text for queue, text in wanted.items() if text != default}
-        program = self._load(self.mode, default, others)
+        program = self._load(self.mode, default, others, timestamps)
         try:
             self._link.replace(program)
         except BaseException:
             program.close()
             raise
         self._program.close()
-        self._program, self._default, self._others = program, default, others
+        self._program, self._default, self._others, self._timestamps = program, default, others, timestamps
 
-    def _load(self, mode: XdpMode, default: str, others: dict[int, str]) -> XdpProgram:
+    def _load(self, mode: XdpMode, default: str, others: dict[int, str], timestamps: bool) -> XdpProgram:
         if self.program is not None:
             return self.program.load(wrapper_code(self._counters, generic=mode == "generic"))
-        code = steering_code(self._xsks, self._counters, default, others, generic=mode == "generic")
+        generic = mode == "generic"
+        code = steering_code(self._xsks, self._counters, default, others, generic=generic, timestamps=timestamps)
         return XdpProgram(code, "pp_steering", frags=self._frags)
 
     def _attach_as(self, mode: XdpMode) -> tuple[XdpProgram, XdpLink]:
-        program = self._load(mode, self._default, {})
+        program = self._load(mode, self._default, {}, self._timestamps)
         try:
             return program, XdpLink(program, self.ifindex, mode, obj=self.ifname)
         except BaseException:
@@ -200,6 +209,7 @@ def open_steering(
     filter: str = "all",
     mode: WantedMode = "auto",
     program: XdpObject | str | os.PathLike[str] | None = None,
+    timestamps: bool = False,
 ) -> Steering:
     """Attach the steering program, or take part in the one that this process has attached already.
 
@@ -210,7 +220,8 @@ def open_steering(
     ObjectFileError
         The user's program cannot be used.
     ValueError
-        Another queue of the interface is open in another mode or with another program; filter and program both.
+        Another queue of the interface is open in another mode or with another program; filter and program both, or
+        timestamps and program.
     DeviceError
         Somebody else's program is attached (EBUSY, EEXIST), no permission, and so on.
 
@@ -221,31 +232,38 @@ def open_steering(
     everything = parse_filter(filter) == Everything()
     if program is not None and not everything:
         raise ValueError("program= decides by itself what to take: leave filter= away")
+    if program is not None and timestamps:
+        raise ValueError("program= writes what it likes before a frame: leave timestamps= away")
     ns = os.stat("/proc/thread-self/ns/net")
     key = (ns.st_dev, ns.st_ino, ifindex)
     with _lock:
         steering = _open.get(key)
         if steering is None:
-            steering = _attach_new(ifname, ifindex, filter, mode, program)
+            steering = _attach_new(ifname, ifindex, filter, mode, program, timestamps)
         elif mode not in ("auto", steering.mode):
             raise ValueError(f"{ifname} has a queue open in {steering.mode} mode; {mode} is not possible beside it")
         elif not _is_same(steering.program, program):
             raise ValueError(f"{ifname} has a queue open with {steering.program or 'filters'}; all its queues share it")
-        steering.join(queue, filter)
+        steering.join(queue, filter, timestamps)
         _open[key] = steering
         return steering
 
 
 def _attach_new(
-    ifname: str, ifindex: int, filter: str, mode: WantedMode, program: XdpObject | str | os.PathLike[str] | None
+    ifname: str,
+    ifindex: int,
+    filter: str,
+    mode: WantedMode,
+    program: XdpObject | str | os.PathLike[str] | None,
+    timestamps: bool,
 ) -> Steering:
     if program is None or isinstance(program, XdpObject):
         if any(program is not None and known.program is program for known in _open.values()):
             raise ValueError(f"{program!r} is on another interface: its map has one place for each queue number")
-        return Steering(ifname, ifindex, filter, mode, program, owns=False)
+        return Steering(ifname, ifindex, filter, mode, program, owns=False, timestamps=timestamps)
     made = XdpObject(program)
     try:
-        return Steering(ifname, ifindex, filter, mode, made, owns=True)
+        return Steering(ifname, ifindex, filter, mode, made, owns=True, timestamps=False)
     except BaseException:
         made.close()
         raise

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from pagepool.drivers.af_xdp.arrival import emit_arrival
 from pagepool.drivers.af_xdp.assembler import Assembler, Helper, R, Size
 from pagepool.drivers.af_xdp.bpf import PerCpuArrayMap, XskMap
 from pagepool.drivers.af_xdp.filter.code import emit_facts, emit_test
@@ -36,6 +37,7 @@ def steering_code(
     others: Mapping[int, str] = _NO_OTHERS,
     *,
     generic: bool = False,
+    timestamps: bool = False,
 ) -> bytes:
     """Assemble the steering program.
 
@@ -51,6 +53,8 @@ def steering_code(
         Receive queue index -> filter.
     generic : bool
         The program is for the stack's own hook, which sees a frame again after it was passed by ``pass_``.
+    timestamps : bool
+        Write before each frame that goes to a socket when it came: `pagepool.drivers.af_xdp.arrival`.
 
     Raises
     ------
@@ -77,6 +81,9 @@ def steering_code(
     asm.alu(R.R3, "=", _XDP_PASS)
     asm.call(Helper.REDIRECT_MAP)
     asm.alu(R.R7, "=", R.R0)
+    if timestamps:  # not on what the stack gets: GRO joins no frames whose metadata differ
+        asm.jump_if(R.R7, "!=", _XDP_REDIRECT, "count")
+        emit_arrival(asm)
     asm.jump("count")
     asm.label("pass")
     asm.alu(R.R7, "=", _XDP_PASS)

@@ -11,6 +11,7 @@ import os
 import struct
 import time
 from collections.abc import Iterable
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -107,7 +108,7 @@ class PcapngWriter:
     def write_frames(
         self,
         frames: Iterable[bytes | bytearray | memoryview],
-        timestamp_ns: int | None = None,
+        timestamp_ns: int | Iterable[int] | None = None,
         *,
         interface: int = 0,
         outbound: bool | None = None,
@@ -118,8 +119,8 @@ class PcapngWriter:
         ----------
         frames : iterable of bytes-like
             Whole frames, one-dimensional; what exceeds the snapshot length is cut and its length kept.
-        timestamp_ns : int, optional
-            Nanoseconds since 1970, now by default.
+        timestamp_ns : int or iterable of int, optional
+            Nanoseconds since 1970, of all or of each; now by default.
         interface : int
             From `add_interface`.
         outbound : bool, optional
@@ -129,15 +130,23 @@ class PcapngWriter:
         -------
         int
             How many were written.
+
+        Raises
+        ------
+        ValueError
+            No such interface; more or fewer timestamps than frames. Nothing is written then.
         """
         if interface >= self._interfaces:
             if interface or self._interfaces:
                 raise ValueError(f"interface {interface} of {self._interfaces} was not added")
             self.add_interface()
-        stamp = time.time_ns() if timestamp_ns is None else timestamp_ns
+        if timestamp_ns is None:
+            timestamp_ns = time.time_ns()
+        alike = isinstance(timestamp_ns, int)
+        stamps: Iterable[int] = repeat(timestamp_ns) if alike else timestamp_ns  # type: ignore[arg-type,assignment]
         flags = 0 if outbound is None else _OUTBOUND if outbound else _INBOUND
         blocks: list[bytes | bytearray | memoryview] = []
-        for frame in frames:
+        for frame, stamp in zip(frames, stamps, strict=not alike):
             length = len(frame)
             kept = frame if length <= self.snaplen else frame[: self.snaplen]
             pad = _padding[len(kept) & 3]

@@ -136,7 +136,8 @@ def to_arrow(
         Leave the frames in the batch: each page gets one more reference, and goes home when its verdict has been
         carried out and Arrow is done with it. A page that is sent (`tx`) or rewritten changes under Arrow too.
     timestamp_ns : int, optional
-        When they came, nanoseconds since 1970; by default now: no queue knows when its frames arrived.
+        When they came, nanoseconds since 1970. By default what the queue knows of each (``batch.timestamps_ns``), else
+        now.
 
     Returns
     -------
@@ -153,16 +154,16 @@ def to_arrow(
 
     Notes
     -----
-    The timestamp is UTC, the same for all frames of a batch, and later than their arrival by at most the time between
-    two polls. Frames that another process lends have one each, of when they were lent.
+    The timestamp is UTC. Each frame of an AF_XDP queue with ``timestamps=True`` has its own, and each that another
+    process lends, of when it was lent. Else it is the same for all frames of a batch, and later than their arrival by
+    at most the time between two polls.
 
     Context: for a batch, its queue's owner thread.
     """
     names = check_columns(columns)
-    when = time.time_ns() if timestamp_ns is None else timestamp_ns
     if isinstance(frames, FrameSet):
-        return _of_batch(frames, mask, names, shared, when)
-    return _of_pages(frames, mask, names, when)
+        return _of_batch(frames, mask, names, shared, timestamp_ns)
+    return _of_pages(frames, mask, names, time.time_ns() if timestamp_ns is None else timestamp_ns)
 
 
 def make_schema(columns: tuple[str, ...]) -> object:
@@ -170,7 +171,7 @@ def make_schema(columns: tuple[str, ...]) -> object:
     return schema_capsule([(name, COLUMNS[name].format, COLUMNS[name].nullable) for name in columns])
 
 
-def _of_batch(batch: Any, mask: Any, names: tuple[str, ...], shared: bool, when: int) -> ArrowBatch:
+def _of_batch(batch: Any, mask: Any, names: tuple[str, ...], shared: bool, when: int | None) -> ArrowBatch:
     rows = batch.chosen(mask)
     driver = batch.driver
     ids = batch.ids[rows]
@@ -181,7 +182,8 @@ def _of_batch(batch: Any, mask: Any, names: tuple[str, ...], shared: bool, when:
         ids,
         batch.lengths[rows],
         driver.name,
-        *_told(batch, rows, driver.queue, when),
+        batch.queues[rows].astype(np.uint16) if isinstance(batch, SharedBatch) else driver.queue,
+        batch.came_ns()[rows] if when is None else when,
     )
     packing = Packing(fill(seen, names))
     if PAYLOAD not in names:
@@ -194,14 +196,6 @@ def _of_batch(batch: Any, mask: Any, names: tuple[str, ...], shared: bool, when:
     finally:
         guard.leave()
     return ArrowBatch(names, len(rows), packing.write(holding))
-
-
-def _told(batch: Any, rows: Any, queue: int, when: int) -> tuple[Any, Any]:
-    """Queue and time: what the lending process wrote beside each frame, or else the same for all."""
-    if not isinstance(batch, SharedBatch):
-        return queue, when
-    since_1970 = time.time_ns() - time.monotonic_ns()
-    return batch.queues[rows].astype(np.uint16), batch.timestamps_ns[rows].astype(np.int64) + since_1970
 
 
 def _of_pages(frames: Sequence[Any], mask: Any, names: tuple[str, ...], when: int) -> ArrowBatch:
