@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -86,6 +87,27 @@ def test_each_queue_has_its_pool(capsys: pytest.CaptureFixture[str]) -> None:
     assert summary["maps"] == 2
 
 
+def test_one_thread_polls_all_queues_if_told(capsys: pytest.CaptureFixture[str]) -> None:
+    queues = [word for number in range(4) for word in ("--queue", str(number))]
+    cpu = str(min(os.sched_getaffinity(0)))
+    *_, summary = rx_json(capsys, "--seconds", "0.3", *queues, "--threads", "1", "--cpu", cpu)
+    assert summary["threads"] == 1
+    assert all(queue["frames"] for queue in summary["queues"])
+    assert tasks(*queues) == tasks(*queues, "--threads", "1") + 3
+
+
+def tasks(*arguments: str) -> int:
+    """Return how many threads the command has while it receives."""
+    command = [*COMMAND, *LOOPBACK, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = len(os.listdir(f"/proc/{process.pid}/task"))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    return found
+
+
 @pytest.mark.parametrize("action", ["drop", "pass", "tx"])
 def test_action(capsys: pytest.CaptureFixture[str], action: str) -> None:
     *_, summary = rx_json(capsys, "--seconds", "0.2", "--action", action)
@@ -119,6 +141,10 @@ def test_written_frames_can_be_read_again(capsys: pytest.CaptureFixture[str], tm
         ([*LOOPBACK, "--window", "2s"], 2, "--window is how long --sql"),
         ([*LOOPBACK, "--write", "/no/such/folder/x.pcapng"], 1, "No such file or directory"),
         ([*LOOPBACK, "--queue", "4000"], 1, "128"),
+        ([*LOOPBACK, "--threads", "0"], 2, "--threads"),
+        ([*LOOPBACK, "--threads", "2"], 2, "--threads 2: there is one queue"),
+        ([*LOOPBACK, "--queue", "0", "--queue", "1", "--threads", "3"], 2, "there are 2 queues"),
+        ([*LOOPBACK, "--queue", "0", "--queue", "1", "--threads", "1", "--cpu", "0", "--cpu", "0"], 2, "threads: 1"),
         (["rx", "no-such-iface"], 1, "no such interface"),
         (["probe", "no_such_probe"], 1, "no probe no_such_probe"),
     ],

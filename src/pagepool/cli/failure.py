@@ -14,13 +14,17 @@ from fcntl import ioctl
 from pagepool.drivers.af_xdp import FilterError, ObjectFileError, nr_rx_queues
 from pagepool.errors import PagePoolError
 
-__all__ = ["CannotError", "explain", "failure_line", "is_up"]
+__all__ = ["CannotError", "UsageError", "explain", "failure_line", "is_up"]
 
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1
 
 
 class CannotError(Exception):
     """Something asked for on the command line cannot be done; the text is the line to print."""
+
+
+class UsageError(CannotError):
+    """The command line makes no sense, here or anywhere."""
 
 
 def failure_line(error: Exception) -> tuple[str | None, int]:
@@ -35,6 +39,8 @@ def failure_line(error: Exception) -> tuple[str | None, int]:
         return "interrupted", 130
     if hasattr(error, "exit_code"):
         return "", int(error.exit_code)
+    if isinstance(error, UsageError):
+        return f"{_one_line(str(error))} (try: pagepool rx --help)", 2
     if isinstance(error, FilterError):
         return f"{_one_line(str(error))}; for example --filter 'udp port 53'", 1
     if isinstance(error, (CannotError, ObjectFileError, OSError, PagePoolError)):

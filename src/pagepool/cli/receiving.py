@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 from pagepool.cli import without_pool
-from pagepool.cli.failure import CannotError
+from pagepool.cli.failure import CannotError, UsageError
 from pagepool.cli.forwarding import directions
 from pagepool.cli.meter import Meter, Sample
 from pagepool.cli.parquet_file import ParquetFile
@@ -50,6 +50,7 @@ def receive(
     *,
     seconds: float | None = None,
     write: str | None = None,
+    threads: int | None = None,
     cpus: Sequence[int] | None = None,
     query: Query | None = None,
 ) -> Summary:
@@ -66,15 +67,17 @@ def receive(
         Longest time.
     write : str, optional
         Path of a capture file; Parquet if it is called so, else pcapng.
+    threads : int, optional
+        How many poll the queues; one for each by default.
     cpus : sequence of int, optional
-        Where each queue's thread is to stay.
+        Where each thread is to stay.
     query : Query, optional
         Asks about the frames, window after window.
 
     Raises
     ------
     CannotError
-        Something cannot be done.
+        Something cannot be done; `UsageError` if it makes no sense.
     OSError
         The device or the capture file failed; what was received by then has been reported.
     """
@@ -93,22 +96,19 @@ def receive(
             Tap(f"{queue.name} queue {queue.queue}", wire.verdict(queue) or ACTIONS[action], sinks)
             for queue in wire.queues
         ]
-        try:
-            threads = QueueThreads(wire.queues, taps, cpus=cpus, budget=budget)
-        except ValueError as error:
-            raise CannotError(f"--cpu: {error}") from None
-        undo.callback(_end, threads)
+        running = _threads(wire, taps, threads, cpus, budget)
+        undo.callback(_end, running)
         meter = Meter(wire, taps)
         try:
-            threads.start()
+            running.start()
             report.begin(wire, meter.sample())
             if query is not None:
                 query.start()
             wire.start()
-            _watch(meter, report, threads, seconds, query)
+            _watch(meter, report, running, seconds, query)
         except KeyboardInterrupt:
             pass
-        failure = _end(threads)
+        failure = _end(running)
         if query is not None:
             for result in query.stop():
                 report.window(result)
@@ -126,11 +126,27 @@ def receive(
             capture.frames if capture is not None else 0,
             tuple(directions(wire, last)),
             query.figures() if query is not None else None,
+            threads or len(wire.queues),
         )
         report.end(summary)
     if failure is not None:
         raise failure
     return summary
+
+
+def _threads(wire: Wire, taps: list[Tap], threads: int | None, cpus: Sequence[int] | None, budget: int) -> QueueThreads:
+    """Return the threads, not yet started."""
+    nr_queues = len(wire.queues)
+    if threads is not None and threads > nr_queues:
+        queues = "there is one queue" if nr_queues == 1 else f"there are {nr_queues} queues"
+        raise UsageError(f"--threads {threads}: {queues}, and a queue has one owner")
+    nr_threads = threads or nr_queues
+    if cpus is not None and len(cpus) != nr_threads:
+        raise UsageError(f"--cpu: threads: {nr_threads}, CPUs: {len(cpus)}; give one for each")
+    try:
+        return QueueThreads(wire.queues, taps, threads=threads, cpus=cpus, budget=budget)
+    except ValueError as error:
+        raise CannotError(f"--cpu: {error}") from None
 
 
 def _watch(meter: Meter, report: Report, threads: QueueThreads, seconds: float | None, query: Query | None) -> None:

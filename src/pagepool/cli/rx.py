@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pagepool.cli.failure import UsageError
 from pagepool.cli.forwarding import Forwarding
 from pagepool.cli.live import LiveReport
 from pagepool.cli.pci_wire import IOMMUS, PciNic
@@ -50,9 +51,13 @@ def rx_command(
         str | None,
         typer.Option(metavar="FILE.o[:NAME]", help="An XDP program of yours instead of --filter; fills its xsks_map."),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Threads for all queues; one each by default, 1 polls them in turn."),
+    ] = None,
     cpu: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", min=0, help="Keep a queue's thread on this CPU; one for each queue, in their order."),
+        typer.Option(metavar="N", min=0, help="Keep a thread on this CPU; one for each thread, in their order."),
     ] = None,
     write: Annotated[
         str | None,
@@ -90,9 +95,9 @@ def rx_command(
 ) -> None:
     """Receive into recycled pages and show the pool at work.
 
-    On IFACE, frames come by AF_XDP; each queue has a pool and a thread of its own. Without IFACE, root gets a veth pair
-    in namespaces of its own with a traffic generator, and real AF_XDP on it; everybody else gets the loopback NIC, a
-    NIC in software.
+    On IFACE, frames come by AF_XDP; each queue has a pool and, unless --threads says less, a thread of its own. Without
+    IFACE, root gets a veth pair in namespaces of its own with a traffic generator, and real AF_XDP on it; everybody
+    else gets the loopback NIC, a NIC in software.
 
     With --forward, two interfaces become one wire, on all their queues: frames move from one to the other by the ids of
     their pages, without a copy.
@@ -107,28 +112,28 @@ def rx_command(
     if action is None:
         action = "forward" if forward else "pass" if ifnames else "drop"
     if not forward and action not in ACTIONS:
-        raise typer.BadParameter(f"--action {action}: it is one of {', '.join(ACTIONS)}")
+        raise UsageError(f"--action {action}: it is one of {', '.join(ACTIONS)}")
     kept = bool(write or sql)  # with the time at which each frame came
     options = WireOptions(
         tuple(dict.fromkeys(queue or (() if forward else (0,)))), filter, rate, program, timestamps=kept
     )
     if program is not None and filter != "all":
-        raise typer.BadParameter("--program decides by itself what to take: leave --filter away")
+        raise UsageError("--program decides by itself what to take: leave --filter away")
     if rate is not None and (ifnames or loopback or pci is not None):
-        raise typer.BadParameter("--rate is for the generator of our own veth pair: leave one of them away")
+        raise UsageError("--rate is for the generator of our own veth pair: leave one of them away")
     if window is not None and sql is None:
-        raise typer.BadParameter("--window is how long --sql gathers frames: give --sql too, or leave it away")
+        raise UsageError("--window is how long --sql gathers frames: give --sql too, or leave it away")
     if loopback and ifnames:
-        raise typer.BadParameter("--loopback is a NIC of its own: leave it, or IFACE, away")
+        raise UsageError("--loopback is a NIC of its own: leave it, or IFACE, away")
     if pci is not None and (ifnames or loopback):
-        raise typer.BadParameter("--pci is a device of its own: leave IFACE and --loopback away")
+        raise UsageError("--pci is a device of its own: leave IFACE and --loopback away")
     if pci is not None and action == "pass":
-        raise typer.BadParameter("--action pass: there is no network stack behind --pci; take drop or tx")
+        raise UsageError("--action pass: there is no network stack behind --pci; take drop or tx")
     if iommu is not None and pci is None:
-        raise typer.BadParameter("--iommu is how a PCI device is reached: give --pci too, or leave it away")
+        raise UsageError("--iommu is how a PCI device is reached: give --pci too, or leave it away")
     choice = next((name for name in IOMMUS if name == (iommu or "auto")), None)
     if choice is None:
-        raise typer.BadParameter(f"--iommu {iommu}: it is one of {', '.join(IOMMUS)}")
+        raise UsageError(f"--iommu {iommu}: it is one of {', '.join(IOMMUS)}")
     wire: Wire
     if pci is not None:
         wire = PciNic(pci, options, choice)
@@ -139,7 +144,16 @@ def rx_command(
     seconds_long, frames_long = parse_window("1s" if window is None else window)
     query = None if sql is None else Query(sql, Window(seconds_long, frames_long, shared=action != "drop"))
     try:
-        receive(wire, action, _report(json, seconds), seconds=seconds, write=write, cpus=cpu or None, query=query)
+        receive(
+            wire,
+            action,
+            _report(json, seconds),
+            seconds=seconds,
+            write=write,
+            threads=threads,
+            cpus=cpu or None,
+            query=query,
+        )
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -148,9 +162,9 @@ def _check_forward(other: str | None, ifnames: tuple[str, ...], action: str | No
     if other is None:
         return
     if len(ifnames) != 1 or other in ifnames:
-        raise typer.BadParameter("--forward OTHER joins two interfaces: give one IFACE, and another as OTHER")
+        raise UsageError("--forward OTHER joins two interfaces: give one IFACE, and another as OTHER")
     if action is not None:
-        raise typer.BadParameter("--forward is what becomes of each frame: leave --action away")
+        raise UsageError("--forward is what becomes of each frame: leave --action away")
 
 
 def _report(json: bool, seconds: float | None) -> Report:

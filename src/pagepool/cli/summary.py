@@ -44,6 +44,8 @@ class Summary:
         What went which way, where it was forwarded.
     query : QueryFigures or None
         What a query saw, if there was one.
+    threads : int
+        That polled the queues.
     """
 
     title: str
@@ -55,6 +57,7 @@ class Summary:
     captured: int = 0
     ways: tuple[Direction, ...] = ()
     query: QueryFigures | None = None
+    threads: int = 1
 
     @property
     def frames(self) -> int:
@@ -70,6 +73,7 @@ class Summary:
             "source": self.title,
             "reason": self.reason,
             "action": self.action,
+            "threads": self.threads,
             "seconds": round(last.at_s, 3),
             "frames": frames,
             "bytes": size_bytes,
