@@ -17,6 +17,7 @@ import pytest
 
 from pagepool import probe
 from pagepool.cli.failure import failure_line
+from pagepool.cli.interruption import Interruption
 from pagepool.cli.main import main
 from pagepool.drivers.capture import read_capture
 
@@ -121,6 +122,7 @@ def test_written_frames_can_be_read_again(capsys: pytest.CaptureFixture[str], tm
     *_, summary = rx_json(capsys, "--seconds", "0.2", "--write", str(path), "--queue", "0", "--queue", "1")
     frames = list(read_capture(path))
     assert len(frames) == summary["frames"] == summary["capture"]["frames"] > 0
+    assert os.listdir(tmp_path) == [path.name]
     assert {frame.interface for frame in frames} == {0, 1}
     assert {len(frame.data) for frame in frames} == {60}
 
@@ -158,12 +160,91 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list
     assert says in err
 
 
-def test_full_disk_is_reported_after_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("suffix", ["pcapng", "parquet"])
+def test_what_cannot_be_opened_empties_no_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"precious.{suffix}"
+    path.write_bytes(b"last night")
+    for wrong in (["no-such-iface"], ["--loopback", "--cpu", "99999"], ["--loopback", "--threads", "9"]):
+        assert main(["rx", *wrong, "--write", str(path)]) > 0
+        assert path.read_bytes() == b"last night"
+    assert os.listdir(tmp_path) == [path.name]
+    assert capsys.readouterr().out == ""
+
+
+def test_capture_is_readable_while_it_is_written_and_after_sigkill(tmp_path: Path) -> None:
+    path = tmp_path / "frames.pcapng"
+    command = [*COMMAND, *LOOPBACK, "--write", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(2):
+            process.stdout.readline()
+        process.kill()
+        process.communicate(timeout=20)
+    frames = list(read_capture(path))  # raises at half a block
+    assert frames
+    assert {len(frame.data) for frame in frames} == {60}
+
+
+def test_full_disk_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*LOOPBACK, "--seconds", "5", "--write", "/dev/full"]) == 1
-    out, err = capsys.readouterr()
+    assert capsys.readouterr().err == "pagepool: cannot write /dev/full: No space left on device\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_two_signals_at_once_are_one(number: signal.Signals) -> None:
+    with subprocess.Popen([*COMMAND, *LOOPBACK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
     assert "frames in" in out
-    assert "No space left on device" in err
-    assert err.count("\n") == 1
+
+
+def test_a_signal_while_something_is_opened_waits_until_it_can_be_closed() -> None:
+    with Interruption() as signals:
+        signals.hold()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            signals.release()
+        signals.hold()
+        signal.raise_signal(signal.SIGTERM)
+        signals.forget()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # of two the second is the first
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        ["nohup", *COMMAND, *LOOPBACK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        assert "pages:" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert "frames in" in process.communicate(timeout=20)[0]
+
+
+def test_after_sigstop_there_is_one_line_not_one_a_second() -> None:
+    with subprocess.Popen([*COMMAND, *LOOPBACK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        start = time.monotonic()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=20)
+        awake = time.monotonic() - start - 4
+    assert sum("pages:" in line for line in out.splitlines()) <= awake + 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -14,7 +14,7 @@ from fcntl import ioctl
 from pagepool.drivers.af_xdp import FilterError, ObjectFileError, nr_rx_queues
 from pagepool.errors import PagePoolError
 
-__all__ = ["CannotError", "UsageError", "explain", "failure_line", "is_up"]
+__all__ = ["CannotError", "UsageError", "cannot_write", "explain", "failure_line", "is_up"]
 
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1
 
@@ -69,6 +69,11 @@ def explain(error: OSError, ifname: str, queue: int) -> CannotError:
     elif error.errno == errno.ENETDOWN:
         advice = f"ip link set {ifname} up"
     return CannotError(f"{said}: {advice}" if advice else said)
+
+
+def cannot_write(path: str, error: OSError) -> CannotError:
+    """Return what to say about a file that could not be made or written to."""
+    return CannotError(f"cannot write {path}: {error.strerror or error}")
 
 
 def is_up(ifname: str) -> bool:

@@ -2,16 +2,17 @@
 """``--write FILE.parquet``: every frame with what is known of it, in row groups.
 
 A sink of `Tap`, as `CaptureFile` is. Frames are copied once, into the row group in the making, and their pages are free
-again at once. Invariant: memory is bounded by one row group; what `close` has returned from is a whole file.
+again at once. Invariant: memory is bounded by one row group; what stands under the name is a whole file, the former one
+until `close` has written the new one's index, which Parquet has at the end.
 """
 
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
-from pagepool.cli.failure import CannotError
+from pagepool.cli.beside import FileBeside
+from pagepool.cli.failure import CannotError, cannot_write
 from pagepool.integrations.arrow import ALL_COLUMNS, to_arrow
 from pagepool.xdp import XdpBatch
 
@@ -28,19 +29,17 @@ class ParquetFile:
     Parameters
     ----------
     path : str
-        Created or overwritten.
+        Created or replaced, at the end.
 
     Attributes
     ----------
     frames : int
-        Written so far.
+        Written so far; 0 if they could not be, for then there is no file.
 
     Raises
     ------
     CannotError
-        pyarrow is not installed.
-    OSError
-        As the file system does.
+        pyarrow is not installed; the file system's refusal, also of `write` and `close`.
     """
 
     def __init__(self, path: str) -> None:
@@ -58,12 +57,16 @@ class ParquetFile:
         self._schema = pyarrow.schema(
             [self._plain(field) for field in pyarrow.schema(to_arrow([], columns=(*_METADATA, "payload")))]
         )
-        self._file = Path(path).open("wb")  # noqa: SIM115
+        self._is_open = True
         try:
-            self._writer = pyarrow.parquet.ParquetWriter(self._file, self._schema)
-        except BaseException:
-            self._file.close()
-            raise
+            self._made = FileBeside(path)
+            try:
+                self._writer = pyarrow.parquet.ParquetWriter(self._made.file, self._schema)
+            except BaseException:
+                self._made.discard()
+                raise
+        except OSError as error:
+            raise cannot_write(path, error) from None
 
     def interface(self, name: str) -> int:
         """Take note of a queue; nothing to do, it is a column."""
@@ -79,6 +82,8 @@ class ParquetFile:
         ]
         copied = self._arrow.record_batch(arrays, schema=self._schema)
         with self._lock:
+            if not self._is_open:
+                return  # another queue's thread found that it cannot be written
             self._group.append(copied)
             self.frames += copied.num_rows
             self._group_frames += copied.num_rows
@@ -94,16 +99,35 @@ class ParquetFile:
     def _write_group(self) -> None:
         group, self._group = self._group, []
         self._group_frames = self._group_bytes = 0
-        if group:
-            table = self._arrow.Table.from_batches(group)
+        if not group or not self._is_open:
+            return
+        table = self._arrow.Table.from_batches(group)
+        try:
             self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+        except BaseException as error:
+            self._give_up()
+            if isinstance(error, OSError):
+                raise cannot_write(self.path, error) from None
+            raise
 
     def close(self) -> None:
-        """Write the last row group and the footer. Idempotent."""
-        if not self._file.closed:
-            with self._lock:
-                try:
-                    self._write_group()
-                    self._writer.close()
-                finally:
-                    self._file.close()
+        """Write the last row group and the index, and give the file its name. Idempotent."""
+        with self._lock:
+            self._write_group()
+            if not self._is_open:
+                return
+            try:
+                self._writer.close()
+                self._made.keep()
+                self._is_open = False
+            except BaseException as error:
+                self._give_up()
+                if isinstance(error, OSError):
+                    raise cannot_write(self.path, error) from None
+                raise
+
+    def _give_up(self) -> None:
+        """Without its index it can be read by nobody."""
+        self._is_open = False
+        self.frames = 0
+        self._made.discard()

@@ -7,21 +7,21 @@ an error, a lost interface) the generator is stopped, the queues are closed and 
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from types import FrameType
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from pagepool.cli import without_pool
+from pagepool.cli.capture_file import CaptureFile
 from pagepool.cli.failure import CannotError, UsageError
 from pagepool.cli.forwarding import directions
+from pagepool.cli.interruption import Interruption
 from pagepool.cli.meter import Meter, Sample
 from pagepool.cli.parquet_file import ParquetFile
 from pagepool.cli.query import Query, WindowResult
 from pagepool.cli.summary import Summary
-from pagepool.cli.tap import ACTIONS, CaptureFile, Sink, Tap
+from pagepool.cli.tap import ACTIONS, Sink, Tap
 from pagepool.cli.wire import Wire
 from pagepool.drivers.queue_threads import QueueThreads
 from pagepool.napi import NAPI_POLL_WEIGHT
@@ -81,22 +81,29 @@ def receive(
     OSError
         The device or the capture file failed; what was received by then has been reported.
     """
-    with ExitStack() as undo:
-        undo.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _interrupt))
-        capture = undo.enter_context(closing(_open_capture(write))) if write is not None else None
+    is_parquet = write is not None and write.endswith(".parquet")
+    with Interruption() as signals, ExitStack() as undo:
+        signals.hold()
+        undo.callback(signals.forget)
         undo.enter_context(wire)
+        undo.callback(signals.hold)
+        signals.release()
         undo.callback(report.close)
         if query is not None:
             undo.callback(query.stop)
-        sinks: list[Sink] = [] if capture is None else [capture]
-        if query is not None:
-            sinks.append(query.window)
-        budget = _ARROW_BUDGET if query is not None or isinstance(capture, ParquetFile) else NAPI_POLL_WEIGHT
+        budget = _ARROW_BUDGET if query is not None or is_parquet else NAPI_POLL_WEIGHT
         taps = [
-            Tap(f"{queue.name} queue {queue.queue}", wire.verdict(queue) or ACTIONS[action], sinks)
-            for queue in wire.queues
+            Tap(f"{queue.name} queue {queue.queue}", wire.verdict(queue) or ACTIONS[action]) for queue in wire.queues
         ]
         running = _threads(wire, taps, threads, cpus, budget)
+        # Last, when nothing is left that could be refused: it empties a file that is there already.
+        capture = None if write is None else ParquetFile(write) if is_parquet else CaptureFile(write)
+        if capture is not None:
+            undo.enter_context(closing(capture))
+        sinks: list[Sink | None] = [capture, query.window if query is not None else None]
+        for sink in filter(None, sinks):
+            for tap in taps:
+                tap.show(sink)
         undo.callback(_end, running)
         meter = Meter(wire, taps)
         try:
@@ -109,6 +116,8 @@ def receive(
         except KeyboardInterrupt:
             pass
         failure = _end(running)
+        if capture is not None:
+            failure = _closed(capture) or failure
         if query is not None:
             for result in query.stop():
                 report.window(result)
@@ -158,6 +167,8 @@ def _watch(meter: Meter, report: Report, threads: QueueThreads, seconds: float |
         due += report.interval_s
         if threads.wait(max(min(due, end) - now, 0.0)) or (query is not None and query.failure is not None):
             return
+        if time.monotonic() > due + report.interval_s:
+            due = time.monotonic()  # after a SIGSTOP: one report, not one for every second of it
         for result in query.results() if query is not None else ():
             report.window(result)
         if time.monotonic() < end or due <= end:
@@ -174,12 +185,10 @@ def _end(threads: QueueThreads) -> BaseException | None:
     return None
 
 
-def _open_capture(path: str) -> CaptureFile | ParquetFile:
+def _closed(capture: CaptureFile | ParquetFile) -> CannotError | None:
+    """Close a capture; return why it is not whole."""
     try:
-        return ParquetFile(path) if path.endswith(".parquet") else CaptureFile(path)
-    except OSError as error:
-        raise CannotError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+        capture.close()
+    except CannotError as error:
+        return error
+    return None

@@ -105,6 +105,9 @@ def rx_command(
     With --sql, the table packets has the columns timestamp, interface, queue, page, length, ethertype, vlan, src_ip,
     dst_ip, proto, src_port, dst_port and payload. DuckDB reads the frames where they lie.
 
+    With --write, FILE.pcapng is readable from the first batch on; FILE.parquet, which has its index at the end, takes
+    the place of a former file when it is whole.
+
     Ctrl-C ends it with the summary and exit status 0. Nothing is left behind.
     """
     ifnames = tuple(dict.fromkeys(ifname or ()))

@@ -7,16 +7,14 @@ in the capture before anybody else can have its page.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
-from pagepool.drivers.capture import PcapngWriter
 from pagepool.xdp import XdpBatch
 
-__all__ = ["ACTIONS", "CaptureFile", "Sink", "Tap", "Verdict"]
+__all__ = ["ACTIONS", "Sink", "Tap", "Verdict"]
 
 Verdict = Callable[[XdpBatch], object]
 
@@ -38,39 +36,6 @@ class Sink(Protocol):
         """See the frames of a batch of that queue. Context: the queue's thread; several at once."""
 
 
-class CaptureFile:
-    """A pcapng file that several taps write to, each as an interface of its own."""
-
-    def __init__(self, path: str) -> None:
-        self._writer = PcapngWriter(path)
-        self._lock = threading.Lock()
-        self.path = path
-
-    @property
-    def frames(self) -> int:
-        """int : frames written."""
-        return self._writer.frames
-
-    def interface(self, name: str) -> int:
-        """Describe an interface; return its number."""
-        with self._lock:
-            return self._writer.add_interface(name)
-
-    def write(self, interface: int, batch: XdpBatch) -> None:
-        """Write the frames of a batch."""
-        with self._lock:
-            self._writer.write_frames(
-                [batch.frame(i) for i in range(len(batch))],
-                batch.came_ns().tolist(),
-                interface=interface,
-                outbound=False,
-            )
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
-
-
 class Tap:
     """The handler of one queue's batches.
 
@@ -80,8 +45,6 @@ class Tap:
         Of the queue, for the capture.
     verdict : callable
         Gives the frames of a batch theirs.
-    sinks : sequence of Sink
-        See every frame before its verdict, in this order.
 
     Attributes
     ----------
@@ -89,11 +52,16 @@ class Tap:
         Received so far; written by the queue's thread, readable by anyone.
     """
 
-    def __init__(self, name: str, verdict: Verdict, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(self, name: str, verdict: Verdict) -> None:
+        self.name = name
         self.frames = 0
         self.size_bytes = 0
         self._verdict = verdict
-        self._sinks = [(sink.write, sink.interface(name)) for sink in sinks]
+        self._sinks: list[tuple[Callable[[int, XdpBatch], None], int]] = []
+
+    def show(self, sink: Sink) -> None:
+        """Let a sink see every frame before its verdict, after the sinks that do already. Before the first frame."""
+        self._sinks.append((sink.write, sink.interface(self.name)))
 
     def __call__(self, batch: XdpBatch) -> None:
         self.frames += len(batch)
