@@ -20,6 +20,9 @@ from commands import COMMAND, assert_refused, rx, started, summary_of, xdp_progr
 from elf_writer import counting_program
 from pyroute2 import IPRoute
 
+from ntuple_nic import NtupleNic
+from pagepool.cli.main import main
+from pagepool.cli.plain import PlainReport
 from pagepool.drivers.af_xdp import AfXdpQueue
 from pagepool.drivers.capture import read_capture
 from pagepool.testing.frames import udp_frame
@@ -81,6 +84,63 @@ def test_filter_leaves_the_rest_to_the_stack(veth: VethPair) -> None:
         summary = summary_while(matching, 1000, "--action", "drop", "--filter", "udp port 9")
         rest.join()
     assert summary["frames"] == 1000
+
+
+@pytest.mark.parametrize("veth", [{"nr_queues": 2}], indirect=True)
+def test_each_queue_may_have_a_filter_of_its_own(veth: VethPair) -> None:
+    """On veth the sending CPU chooses the queue: both ports come to both, and each takes its own."""
+    cpus = {cpu % 2: cpu for cpu in sorted(os.sched_getaffinity(0))}
+    with started("near", "--filter", "0:udp port 9", "--filter", "1:udp port 10", "--json") as process:
+        for cpu in cpus.values():
+            for port, count in ((9, 300), (10, 500)):
+                with LiveGenerator(veth.far, frame_to_near(veth, port), rate_pps=2000, cpu=cpu) as generator:
+                    generator.send(count)
+        summary = summary_of(process)
+    frames = {queue["queue"]: queue["frames"] for queue in summary["queues"]}
+    assert frames == {0: 300, 1: 500 if 1 in cpus else 0}
+
+
+def test_a_nic_without_flow_rules(veth: VethPair) -> None:
+    refused = rx("near", "--steer", "0:udp dst port 53")
+    assert_refused(refused, "the driver of near has no flow rules (EOPNOTSUPP); --filter does it in XDP")
+    assert_refused(rx("near", "--steer", "3:udp dst port 53"), "near has no queue 3")
+    assert xdp_program(veth.near) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("veth", [{"nr_queues": 3}], indirect=True)
+def test_flow_rules_are_there_while_it_runs(
+    veth: VethPair, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interface is real; its table of rules is a double, for veth has none."""
+    nic = NtupleNic(monkeypatch)
+    seen = []
+
+    def show(report: PlainReport, now: object) -> None:
+        assert xdp_program(veth.near) != 0
+        seen.append(dict(nic.table))
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(PlainReport, "show", show)
+    status = main(["rx", "near", "--steer", "2:udp dst port 53", "--steer", "1:arp"])
+    assert status == 0
+    assert sorted(queue for _, queue in seen[0].values()) == [1, 2, 2]
+    assert (nic.table, nic.is_on) == ({}, False)
+    out, err = capsys.readouterr()
+    for line in ("'udp dst port 53' to queue 2, by 2 rules", "'arp' to queue 1, by one rule"):
+        assert out.count(f"near itself sends {line}\n") == 2  # before the first frame, and in the summary
+    assert err == ""
+
+
+def test_a_flow_rule_that_the_nic_refuses(
+    veth: VethPair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nic = NtupleNic(monkeypatch)
+    assert main(["rx", "near", "--steer", "0:udp dst port 53", "--steer", "0:ip proto 47"]) == 1
+    assert (nic.table, nic.is_on) == ({}, False)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "--steer 0:ip proto 47: the driver of near cannot match these fields" in err
 
 
 def test_sent_back_frames_reach_the_far_end(veth: VethPair) -> None:

@@ -19,6 +19,7 @@ from pagepool import probe
 from pagepool.cli.failure import failure_line
 from pagepool.cli.interruption import Interruption
 from pagepool.cli.main import main
+from pagepool.cli.per_queue import Filters, parse_filters, parse_rules
 from pagepool.drivers.capture import read_capture
 
 COMMAND = [sys.executable, "-W", "error", "-m", "pagepool.cli"]
@@ -143,6 +144,16 @@ def test_written_frames_can_be_read_again(capsys: pytest.CaptureFixture[str], tm
         ([*LOOPBACK, "--window", "2s"], 2, "--window is how long --sql"),
         ([*LOOPBACK, "--write", "/no/such/folder/x.pcapng"], 1, "No such file or directory"),
         ([*LOOPBACK, "--queue", "4000"], 1, "128"),
+        (["rx", "lo", "--steer", "udp"], 2, "--steer 'udp': it is QUEUE:EXPRESSION"),
+        (["rx", "lo", "--steer", "3:"], 2, "it is QUEUE:EXPRESSION"),
+        ([*LOOPBACK, "--steer", "0:udp"], 2, "--steer gives rules to the NIC of an interface: give IFACE"),
+        (["rx", "lo", "--steer", "0:not udp"], 1, "'not' cannot be said in a rule of a NIC"),
+        (["rx", "lo", "--steer", "0:udp", "--queue", "1", "--queue", "2"], 2, "queue 0 is not received from, but 1, 2"),
+        (["rx", "lo", "--filter", "1:udp", "--queue", "0"], 2, "--filter 1:udp: queue 1 is not received from, but 0"),
+        (["rx", "lo", "--filter", "udp", "--filter", "tcp"], 2, "--filter twice for all queues"),
+        (["rx", "lo", "--filter", "0:udp", "--filter", "0:tcp"], 2, "--filter twice for queue 0"),
+        (["rx", "lo", "--program", "a.o", "--filter", "0:udp"], 2, "leave --filter away"),
+        ([*LOOPBACK, "--filter", "2:udp"], 1, "--filter needs AF_XDP"),
         ([*LOOPBACK, "--threads", "0"], 2, "--threads"),
         ([*LOOPBACK, "--threads", "2"], 2, "--threads 2: there is one queue"),
         ([*LOOPBACK, "--queue", "0", "--queue", "1", "--threads", "3"], 2, "there are 2 queues"),
@@ -158,6 +169,17 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list
     assert err.startswith("pagepool: ")
     assert err.count("\n") == 1
     assert says in err
+
+
+def test_a_filter_is_for_one_queue_or_for_all() -> None:
+    assert parse_filters([]) == Filters("all")
+    assert not parse_filters(["all"])
+    found = parse_filters(["udp", "2: tcp port 53", " 0 :arp"])
+    assert found == Filters("udp", ((2, "tcp port 53"), (0, "arp")))
+    assert [found.of(queue) for queue in range(3)] == ["arp", "udp", "tcp port 53"]
+    for expression in ("2001:db8::1", "2:0:0:0:0:0:0:1 or arp", "1::/16"):
+        assert parse_filters([expression]) == Filters(expression)
+    assert parse_rules(["2:udp", "2:arp"]) == ((2, "udp"), (2, "arp"))
 
 
 @pytest.mark.parametrize("suffix", ["pcapng", "parquet"])

@@ -24,7 +24,7 @@ class PciNic(Wire):
     """All queues of one NIC up to the highest asked for: receive-side scaling spreads flows over them."""
 
     def __init__(self, bdf: str, options: WireOptions, iommu: Iommu = "auto") -> None:
-        if options.filter != "all" or options.program is not None:
+        if options.filters or options.program is not None:
             raise CannotError("--filter and --program need AF_XDP: behind --pci there is no program that could filter")
         super().__init__(options)
         self.bdf = bdf

@@ -41,8 +41,8 @@ class PlainReport:
         self._before = first
         self._wire = wire
         self._say(f"receiving over {wire.title}")
-        if wire.reason:
-            self._say(wire.reason)
+        for line in filter(None, (*map(str, wire.steered), wire.reason)):
+            self._say(line)
 
     def show(self, now: Sample) -> None:
         """Print the second that has passed."""

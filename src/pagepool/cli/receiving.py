@@ -136,6 +136,7 @@ def receive(
             tuple(directions(wire, last)),
             query.figures() if query is not None else None,
             threads or len(wire.queues),
+            tuple(wire.steered),
         )
         report.end(summary)
     if failure is not None:

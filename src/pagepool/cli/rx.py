@@ -16,6 +16,7 @@ from pagepool.cli.failure import UsageError
 from pagepool.cli.forwarding import Forwarding
 from pagepool.cli.live import LiveReport
 from pagepool.cli.pci_wire import IOMMUS, PciNic
+from pagepool.cli.per_queue import parse_filters, parse_rules
 from pagepool.cli.plain import JsonReport, PlainReport
 from pagepool.cli.query import Query
 from pagepool.cli.receiving import Report, receive
@@ -33,7 +34,11 @@ def rx_command(
     ] = None,
     queue: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", min=0, help="Receive queue of each, 0 by default; may be repeated."),
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Receive queue of each; may be repeated. Default: those that --filter and --steer name, else 0.",
+        ),
     ] = None,
     forward: Annotated[
         str | None,
@@ -44,9 +49,20 @@ def rx_command(
         typer.Option(metavar="drop|pass|tx", help="What becomes of each frame. Default: pass on IFACE, else drop."),
     ] = None,
     filter: Annotated[
-        str,
-        typer.Option(metavar="EXPRESSION", help="Frames to take, such as 'udp port 53'; the stack gets the others."),
-    ] = "all",
+        list[str] | None,
+        typer.Option(
+            metavar="[N:]EXPRESSION",
+            help="Frames to take, such as 'udp port 53'; the stack gets the others. "
+            "'2:udp port 53' is for queue 2 alone; may be repeated.",
+        ),
+    ] = None,
+    steer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N:EXPRESSION",
+            help="Have the NIC itself send such frames to queue N, as long as this runs; may be repeated.",
+        ),
+    ] = None,
     program: Annotated[
         str | None,
         typer.Option(metavar="FILE.o[:NAME]", help="An XDP program of yours instead of --filter; fills its xsks_map."),
@@ -116,12 +132,15 @@ def rx_command(
         action = "forward" if forward else "pass" if ifnames else "drop"
     if not forward and action not in ACTIONS:
         raise UsageError(f"--action {action}: it is one of {', '.join(ACTIONS)}")
-    kept = bool(write or sql)  # with the time at which each frame came
-    options = WireOptions(
-        tuple(dict.fromkeys(queue or (() if forward else (0,)))), filter, rate, program, timestamps=kept
-    )
-    if program is not None and filter != "all":
+    filters, rules = parse_filters(filter or ()), parse_rules(steer or ())
+    if program is not None and filters:
         raise UsageError("--program decides by itself what to take: leave --filter away")
+    if rules and not ifnames:
+        raise UsageError("--steer gives rules to the NIC of an interface: give IFACE")
+    named = [number for number, _ in (*filters.own, *rules)]
+    queues = tuple(dict.fromkeys(queue or named or (0,))) if not forward or queue else ()
+    kept = bool(write or sql)  # with the time at which each frame came
+    options = WireOptions(queues, filters, rate, program, timestamps=kept, steer=rules)
     if rate is not None and (ifnames or loopback or pci is not None):
         raise UsageError("--rate is for the generator of our own veth pair: leave one of them away")
     if window is not None and sql is None:

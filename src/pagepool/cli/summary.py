@@ -13,6 +13,7 @@ from pagepool.cli import units
 from pagepool.cli.forwarding import Direction
 from pagepool.cli.meter import Sample
 from pagepool.cli.query import QueryFigures
+from pagepool.cli.steered import Steered
 from pagepool.cli.without_pool import Cost, Costs
 
 __all__ = ["Summary"]
@@ -46,6 +47,8 @@ class Summary:
         What a query saw, if there was one.
     threads : int
         That polled the queues.
+    steered : tuple of Steered
+        What NICs were told to send where.
     """
 
     title: str
@@ -58,6 +61,7 @@ class Summary:
     ways: tuple[Direction, ...] = ()
     query: QueryFigures | None = None
     threads: int = 1
+    steered: tuple[Steered, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -90,6 +94,8 @@ class Summary:
         }
         if self.ways:
             result["forward"] = [way.as_dict() for way in self.ways]
+        if self.steered:
+            result["steered"] = [one.as_dict() for one in self.steered]
         if self.capture:
             result["capture"] = {"path": self.capture, "frames": self.captured}
         if self.query is not None:
@@ -115,6 +121,7 @@ class Summary:
         lines = [f"{units.count(frames)} frames in {last.at_s:.1f} s: {packets}, {bits}"]
         lines.append(f"over {self.title}; every frame: {self.action}")
         lines += [_way(way) for way in self.ways]
+        lines += map(str, self.steered)
         if self.reason:
             lines.append(self.reason)
         if lost:

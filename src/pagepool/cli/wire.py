@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from pagepool import probe
-from pagepool.cli.failure import CannotError, explain, is_up
+from pagepool.cli.failure import CannotError, UsageError, explain, is_up
+from pagepool.cli.per_queue import Filters
+from pagepool.cli.steered import Steered, check_rules, steer
 from pagepool.drivers.af_xdp import AfXdpQueue, XdpObject, nr_rx_queues, pages_for_queue
 from pagepool.drivers.loopback import LoopbackNic, LoopbackQueue, UdpFlows
 from pagepool.drivers.rx_queue import RxQueue
@@ -37,7 +39,7 @@ class WireOptions:
     ----------
     queues : tuple of int
         Hardware queues, each once; none for all that an interface has.
-    filter : str
+    filters : Filters
         Which frames to take; the others go to the stack.
     rate_pps : float or None
         Frames per second of our own generator; None for as fast as it goes.
@@ -47,14 +49,17 @@ class WireOptions:
         Whether to receive what is for other stations too.
     timestamps : bool
         Whether to note when each frame came, where the interface can say and no program of the user's decides.
+    steer : tuple of (int, str)
+        Queues, and what the NICs are to send there by themselves, as filters.
     """
 
     queues: tuple[int, ...] = (0,)
-    filter: str = "all"
+    filters: Filters = field(default_factory=Filters)
     rate_pps: float | None = None
     program: str | None = None
     promiscuous: bool = False
     timestamps: bool = False
+    steer: tuple[tuple[int, str], ...] = ()
 
 
 class Wire(ABC):
@@ -68,6 +73,8 @@ class Wire(ABC):
         Why this wire and no better one; empty where there is nothing to explain.
     directions : tuple of (str, str)
         Which interface's frames go out of which, where they do.
+    steered : list of Steered
+        What the NICs were told.
     """
 
     reason = ""
@@ -76,6 +83,7 @@ class Wire(ABC):
     def __init__(self, options: WireOptions) -> None:
         self.options = options
         self.queues: list[RxQueue] = []
+        self.steered: list[Steered] = []
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
@@ -137,8 +145,10 @@ class Interface(Wire):
             raise CannotError(f"no such file: {path}") from None
 
     def _open(self, undo: ExitStack) -> None:
-        asked = [(ifname, index) for ifname in self.ifnames for index in self._queues_of(ifname)]
         options = self.options
+        check_rules(options.steer)
+        asked = [(ifname, index) for ifname in self.ifnames for index in self._queues_of(ifname)]
+        self._check_named({index for _, index in asked})
         programs = {ifname: self._program(undo) for ifname in self.ifnames}
         first: AfXdpQueue | None = None
         for ifname, index in asked:
@@ -146,7 +156,7 @@ class Interface(Wire):
                 queue = AfXdpQueue(
                     ifname,
                     index,
-                    filter=options.filter,
+                    filter=options.filters.of(index),
                     program=programs[ifname],
                     frames=len(asked) * pages_for_queue(),
                     promiscuous=options.promiscuous,
@@ -160,6 +170,15 @@ class Interface(Wire):
             if not is_up(ifname):
                 raise CannotError(f"{ifname} is down: ip link set {ifname} up")
             first = first or queue
+        for ifname in self.ifnames if options.steer else ():
+            self.steered += steer(ifname, options.steer, undo)
+
+    def _check_named(self, indices: set[int]) -> None:
+        for option, named in (("--filter", self.options.filters.own), ("--steer", self.options.steer)):
+            for index, expression in named:
+                if index not in indices:
+                    there = ", ".join(map(str, sorted(indices)))
+                    raise UsageError(f"{option} {index}:{expression}: queue {index} is not received from, but {there}")
 
     def _queues_of(self, ifname: str) -> tuple[int, ...]:
         if self.options.queues:
@@ -248,7 +267,7 @@ class Loopback(Wire):
     def __init__(self, options: WireOptions, reason: str = "") -> None:
         if options.program is not None:
             raise CannotError("--program needs AF_XDP: run it as root, without --loopback")
-        if options.filter != "all":
+        if options.filters:
             raise CannotError(f"--filter needs AF_XDP, and this is the loopback NIC{f' ({reason})' if reason else ''}")
         if options.rate_pps is not None:
             raise CannotError(f"--rate needs AF_XDP, and this is the loopback NIC{f' ({reason})' if reason else ''}")

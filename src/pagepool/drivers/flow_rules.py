@@ -23,6 +23,7 @@ from pagepool import ethtool
 from pagepool.drivers.flow_spec import FlowSpec, flow_specs
 from pagepool.errors import DeviceError
 from pagepool.ethtool_ioctl import ethtool_ioctl
+from pagepool.napi import guard
 
 __all__ = ["FlowRule", "FlowRules"]
 
@@ -95,13 +96,31 @@ class FlowRules:
         self.ifname = ifname
         self._own: list[int] = []
         self._switched = False
-        state = ethtool.feature(ifname, ethtool.NTUPLE)
-        if not state.is_on:
-            if not state.can_change:
-                hint = "the driver has no n-tuple rules; filter= of the queue does it in XDP"
-                raise DeviceError(errno.EOPNOTSUPP, "flow rules", ifname, hint)
-            ethtool.set_feature(ifname, ethtool.NTUPLE, True)
-            self._switched = True
+        self._guards = True
+        guard.install()
+        try:
+            guard.enter()
+            try:
+                self._switch_on()
+            finally:
+                guard.leave()
+        except BaseException:
+            self.close()
+            raise
+
+    def _switch_on(self) -> None:
+        state = ethtool.feature(self.ifname, ethtool.NTUPLE)
+        if state.is_on:
+            return
+        if not state.can_change:
+            hint = "the driver has no n-tuple rules; filter= of the queue does it in XDP"
+            raise DeviceError(errno.EOPNOTSUPP, "flow rules", self.ifname, hint)
+        self._switched = True  # from now on: a Ctrl-C may find it switched
+        try:
+            ethtool.set_feature(self.ifname, ethtool.NTUPLE, True)
+        except DeviceError:
+            self._switched = False
+            raise
 
     def add(self, filter: str, queue: int) -> list[int]:
         """Send what matches to a receive queue.
@@ -129,12 +148,15 @@ class FlowRules:
         added: list[int] = []
         try:
             for spec in flow_specs(filter):
-                added.append(self._insert(spec, queue))
+                guard.enter()  # a Ctrl-C waits until the place is written down: the rule would outlive us
+                try:
+                    added.append(self._insert(spec, queue))
+                    self._own.append(added[-1])
+                finally:
+                    guard.leave()
         except BaseException:
-            for location in reversed(added):
-                self._delete(location)
+            self.remove(added[::-1])
             raise
-        self._own += added
         return added
 
     def remove(self, locations: list[int]) -> None:
@@ -175,20 +197,31 @@ class FlowRules:
         DeviceError
             A rule could not be removed; the others are gone.
         """
+        guard.enter()  # a Ctrl-C waits; what a second one interrupts goes on where it was when this is called again
+        try:
+            self._remove_all()
+        finally:
+            if self._guards:
+                self._guards = False
+                guard.uninstall()
+            guard.leave()
+
+    def _remove_all(self) -> None:
         failure: DeviceError | None = None
         while self._own:
             try:
-                self._delete(self._own.pop())
+                self._delete(self._own[-1])
             except DeviceError as error:
                 if error.errno not in (errno.ENOENT, errno.ENODEV):  # somebody was faster, or the interface is gone
                     failure = error
+            self._own.pop()
         if self._switched:
-            self._switched = False
             try:
                 ethtool.set_feature(self.ifname, ethtool.NTUPLE, False)
             except DeviceError as error:
                 if error.errno != errno.ENODEV:
                     failure = failure or error
+            self._switched = False
         if failure is not None:
             raise failure
 

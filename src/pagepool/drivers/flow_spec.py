@@ -126,7 +126,7 @@ def _alternatives(node: Node, so_far: list[_Fields], text: str) -> list[_Fields]
                 what, what
             )
             raise FilterError(
-                f"filter {text!r}: {what} cannot be said in a rule of a NIC; keep it for the queue's filter="
+                f"filter {text!r}: {what} cannot be said in a rule of a NIC, only in the filter of a queue"
             )
     if not found:
         raise FilterError(f"filter {text!r}: its parts exclude each other")

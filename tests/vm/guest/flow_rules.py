@@ -8,6 +8,9 @@ QEMU keeps what is written there and steers no frame by it: what is asserted is 
 from __future__ import annotations
 
 import errno
+import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 
@@ -19,6 +22,7 @@ from .support import modules
 from .support.net import bring_up, interface_of
 from .support.pci import PciDevice
 from .support.plan import device
+from .support.suite import Skip
 
 BOOTS = ("newest",)
 MODULES = ("igb", "flow_rules")
@@ -83,6 +87,44 @@ def test_what_this_nic_cannot_match() -> None:
             assert "cannot match these fields" in str(error), error
             assert rules.own == []
             assert rules.listed() == []  # of several rules, those before the refused one are gone again
+
+
+def test_the_command_has_rules_while_it_runs() -> None:
+    if importlib.util.find_spec("typer") is None:
+        raise Skip("typer is not in the guest")
+    ifname = interface()
+    command = [
+        sys.executable,
+        "-m",
+        "pagepool.cli",
+        "rx",
+        ifname,
+        "--steer",
+        "1:ether proto 0x88b5",
+        "--steer",
+        "0:arp",
+    ]
+    before = ethtool.feature(ifname, ethtool.NTUPLE)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        print(*(process.stdout.readline() for _ in range(3)))
+        with FlowRules(ifname) as rules:
+            queues = sorted(rule.queue for rule in rules.listed() if rule.queue is not None)
+        process.terminate()
+        out, errors = process.communicate(timeout=60)
+    print(out)
+    assert (process.returncode, errors) == (0, ""), errors
+    assert queues == [0, 1]
+    assert "itself sends 'arp' to queue 0, by one rule" in out
+    with FlowRules(ifname) as rules:
+        assert rules.listed() == []
+    assert ethtool.feature(ifname, ethtool.NTUPLE) == before
+    refused = subprocess.run(
+        [*command[:5], "--steer", "0:udp dst port 53"], capture_output=True, text=True, timeout=120
+    )
+    print(refused.stderr)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "cannot match these fields" in refused.stderr
 
 
 def test_the_rss_table() -> None:
