@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from pagepool.testing.generator import LiveGenerator
 from pagepool.testing.veth import VethPair
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns, pytest.mark.needs_af_xdp]
+
+CLONE_NEWNET, SO_NETNS_COOKIE = 0x40000000, 71
 
 # uid 0 with an empty bounding set: a root that may nothing, and can still read the interpreter.
 POWERLESS = """
@@ -282,27 +286,45 @@ def test_sigkill_detaches_the_program_too(veth: VethPair) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_namespaces_of_its_own_vanish_with_it(number: signal.Signals) -> None:
+    """A namespace's number is soon another's, in a process that has nothing to do with us; its cookie never is."""
     links = socket.if_nameindex()
     with started("--rate", "10000") as process:
-        mine = namespaces("self") | namespaces(str(os.getpid()))
-        theirs = namespaces(str(process.pid)) - mine
+        mine = {cookie for _, cookie in namespaces(str(os.getpid()))}
+        theirs = {number: cookie for number, cookie in namespaces(str(process.pid)) if cookie not in mine}
         assert len(theirs) == 2
         process.send_signal(number)
         process.communicate(timeout=20)
     assert socket.if_nameindex() == links
-    held = set[str]().union(*(namespaces(name) for name in os.listdir("/proc") if name.isdigit()))
-    assert not held & theirs
+    everybody = [name for name in os.listdir("/proc") if name.isdigit()]
+    held = {cookie for name in everybody for _, cookie in namespaces(name, set(theirs))}
+    assert not held & set(theirs.values())
 
 
-def namespaces(process: str) -> set[str]:
-    """Return the network namespaces that a process is in, or holds by a descriptor."""
+def namespaces(process: str, wanted: set[str] | None = None) -> set[tuple[str, int]]:
+    """Return number and cookie of the network namespaces that a process is in, or holds by a descriptor."""
     found = set()
     for pattern in ("task/*/ns/net", "fd/*"):
         for path in Path("/proc", process).glob(pattern):
             try:
                 target = os.readlink(path)
+                if re.fullmatch(r"net:\[\d+\]", target) and (wanted is None or target in wanted):
+                    found.add((target, cookie_of(path)))
             except OSError:  # gone meanwhile
                 continue
-            if re.fullmatch(r"net:\[\d+\]", target):
-                found.add(target)
     return found
+
+
+def cookie_of(namespace: Path) -> int:
+    """Return what the kernel calls a network namespace, and will call no other."""
+    cookies: list[int] = []
+
+    def ask() -> None:  # in a thread of its own, which ends in that namespace
+        with suppress(OSError), namespace.open("rb") as file:  # gone meanwhile
+            if ctypes.CDLL(None).setns(file.fileno(), CLONE_NEWNET) == 0:
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inside:
+                    cookies.append(int.from_bytes(inside.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little"))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    return cookies[0] if cookies else 0
