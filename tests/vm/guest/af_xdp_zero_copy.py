@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import time
+from collections.abc import Callable
 from typing import Any
 
 from pagepool.drivers.af_xdp import AfXdpQueue
@@ -36,8 +38,8 @@ def interface() -> str:
     return name
 
 
-def carry(queue: AfXdpQueue, count: int) -> set[int]:
-    """Echo ``count`` frames of the host, all of them right; return the pages they came in."""
+def carry(queue: AfXdpQueue, count: int, look: Callable[[XdpBatch], object] = len) -> set[int]:
+    """Echo ``count`` frames of the host, all of them right; return the pages they came in. `look` sees them before."""
     pages: set[int] = set()
     call = host.inject(NIC, count)
     while not call.done():
@@ -47,6 +49,7 @@ def carry(queue: AfXdpQueue, count: int) -> set[int]:
             continue
         with batch:
             pages.update(batch.ids.tolist())
+            look(batch)
             echo(batch)
     result = call.result()
     assert (result["echoed"], result["wrong"], result["lost"]) == (count, 0, 0), result
@@ -71,6 +74,25 @@ def test_zero_copy_carries_traffic() -> None:
 def test_zero_copy_is_what_comes_by_itself() -> None:
     with AfXdpQueue(interface(), **SMALL) as queue:
         assert queue.is_zerocopy
+
+
+@only_on("newest")
+@cases("zero copy", "copy")
+def test_each_frame_has_the_time_at_which_it_came(way: str) -> None:
+    stamps: list[int] = []
+
+    def look(batch: XdpBatch) -> None:
+        assert batch.timestamps_ns is not None
+        stamps.extend(batch.timestamps_ns.tolist())
+
+    before = time.monotonic_ns()
+    with AfXdpQueue(interface(), zerocopy=way == "zero copy", timestamps=True, **SMALL) as queue:
+        carry(queue, 100, look)
+    print(f"{way}: {len(set(stamps))} times of {len(stamps)} frames in {(stamps[-1] - stamps[0]) / 1e6:.1f} ms")
+    assert before < stamps[0]
+    assert stamps == sorted(stamps)
+    assert stamps[-1] < time.monotonic_ns()
+    assert len(set(stamps)) > 50
 
 
 def test_copy_mode_carries_traffic() -> None:
