@@ -74,7 +74,7 @@ class Steering:
         program: XdpObject | None,
         *,
         owns: bool,
-        timestamps: bool,
+        timestamps: bool = False,
     ) -> None:
         self.ifname, self.ifindex = ifname, ifindex
         self.program = program
@@ -263,7 +263,7 @@ def _attach_new(
         return Steering(ifname, ifindex, filter, mode, program, owns=False, timestamps=timestamps)
     made = XdpObject(program)
     try:
-        return Steering(ifname, ifindex, filter, mode, made, owns=True, timestamps=False)
+        return Steering(ifname, ifindex, filter, mode, made, owns=True)
     except BaseException:
         made.close()
         raise
