@@ -9,6 +9,7 @@ import pickle
 import socket
 import sys
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,62 @@ def test_a_handle_that_dies_is_a_put(pool: PagePool) -> None:
     del page
     assert (pool.lent, pool.stats().cached) == (0, 1)
     assert pool.alloc_pages().id == page_id
+
+
+def test_a_buffer_that_was_refused_keeps_nothing(pool: PagePool) -> None:
+    page = pool.alloc_pages()
+    reader = page.toreadonly()
+    near, far = socket.socketpair()
+    with near, far:
+        far.send(b"x")
+        with pytest.raises(TypeError, match="read-write"):
+            near.recv_into(reader)
+    assert page.refcount == 2
+    reader.put()
+    page.put()
+    assert pool.lent == 0
+
+
+class PutsIt(int):
+    """A number that puts a page when it is looked at."""
+
+    page: Page
+
+    def look(self, *_: object) -> bool:
+        if self.page.is_live:
+            self.page.put()
+        return True
+
+    __ge__ = __le__ = __gt__ = __lt__ = look
+
+    def __index__(self) -> int:
+        self.look()
+        return 99
+
+
+class IndexPutsIt:
+    """As `PutsIt`, where a number is asked for only."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def __index__(self) -> int:
+        self.page.put()
+        return 99
+
+
+def test_a_value_that_puts_the_page_is_not_written_to_it(pool: PagePool) -> None:
+    for make in (PutsIt, IndexPutsIt):
+        page = pool.alloc_pages()
+        page[0] = 1
+        value: Any = make(99) if make is PutsIt else make(page)
+        value.page = page
+        with suppress(DeadPageError):
+            page[0] = value
+        fresh = page if page.is_live else pool.alloc_pages()
+        assert fresh[0] == (99 if fresh is page else 1)
+        fresh.put()
+        assert pool.lent == 0
 
 
 def test_with_puts_once(pool: PagePool) -> None:

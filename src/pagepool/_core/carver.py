@@ -36,6 +36,7 @@ from cython.cimports.pagepool._core.atomic import (
     pp_cas64_gil,
     pp_is_finalizing,
     pp_likely,
+    pp_load32,
     pp_load64,
     pp_store64,
     pp_swap32_gil,
@@ -206,22 +207,28 @@ class Carver(Tiers):
 
     def put_handle_slow(self, page, dma_sync_size, direct):
         id: uint32_t = page.id
+        kind: uint32_t
+        lived: uint32_t
         if page.live and not page._mine():
             page.live = 0  # its id went home in a bulk
-        if not pp_swap32_gil(cython.address(page.live), 0):
+        with cython.critical_section(page):  # `detach` changes what a live handle holds
+            lived = pp_swap32_gil(cython.address(page.live), 0)
+            kind = page.kind
+        if not lived:
             raise DoublePutError(f"page {id} was put{self.where_put(id)} already; {self!r} has it back")
-        if page.kind >= KIND_FOREIGN:
+        if kind >= KIND_FOREIGN:
             self.drop_mm(id, 1)
             return 0
         if self.alloc_sites is not None:
             self.put_sites[id] = (time.monotonic(), call_site())
-        self.put_id(id, dma_sync_size, direct, page.kind == KIND_HOLDER, cython.NULL)
+        self.put_id(id, dma_sync_size, direct, kind == KIND_HOLDER, cython.NULL)
         if self.alloc_sites is not None and pg_state(pp_load64(cython.address(self.pages[id].word))) != PG_LENT:
             self.alloc_sites.pop(id, None)
         return 0
 
-    def export_ended(self, page):
-        if page.kind >= KIND_FOREIGN:
+    def export_ended(self, page, kind):
+        # `kind` is the handle's when its buffer was counted out: `detach` may change it any moment.
+        if kind >= KIND_FOREIGN:
             self.drop_mm(page.id, 1)
         elif self.pages[page.id].generation == page.generation:
             self.put_id(page.id, -1, self.auto_direct, False, cython.NULL)
@@ -281,8 +288,9 @@ class Carver(Tiers):
 
     def frag_idle(self):
         # Is there a page being carved of which nobody outside has a fragment?
-        return self.frag_page != NO_PAGE and (
-            pg_refs(pp_load64(cython.address(self.pages[self.frag_page].word))) == FRAG_BIAS - self.frag_users
+        id: uint32_t = pp_load32(cython.address(self.frag_page))  # once: any thread asks while the owner carves
+        return id != NO_PAGE and (
+            pg_refs(pp_load64(cython.address(self.pages[id].word))) == FRAG_BIAS - self.frag_users
         )
 
     def drain_frag(self):
@@ -336,7 +344,7 @@ class Carver(Tiers):
         while True:
             word = pp_load64(at)
             if pg_mm(word) == 0xFFFF:
-                self.export_ended(page)
+                self.export_ended(page, KIND_HOLDER)
                 raise BufferError(f"page {page.id} has too many foreign references")
             if pp_cas64(at, word, word + (cython.cast(uint64_t, 1) << PG_MM_SHIFT)):
                 break
@@ -349,22 +357,24 @@ class Carver(Tiers):
         # Turn the references of a holder into foreign ones; false where somebody else holds a fragment.
         at: cython.pointer[uint64_t] = cython.address(self.pages[page.id].word)
         word: uint64_t
-        extra: uint64_t
-        while True:
-            word = pp_load64(at)
-            if pg_state(word) != PG_LENT or pg_refs(word) != 1 + page.exports:
-                return False
-            # One foreign reference for the handle, one for each of its buffers, and the pool's own for leave() to drop.
-            extra = 1 + page.exports
-            if pp_cas64(
-                at,
-                word,
-                pg_with_state(word, PG_FRESH)
-                + (extra << PG_MM_SHIFT)
-                - (cython.cast(uint64_t, page.exports) << PG_REF_SHIFT),
-            ):
-                page.kind = KIND_DETACHED
-                return True
+        exports: uint64_t
+        with cython.critical_section(page):  # no buffer of it begins or ends meanwhile
+            exports = page.exports
+            while True:
+                word = pp_load64(at)
+                if page.live == 0 or page.kind != KIND_HOLDER:
+                    return False
+                if pg_state(word) != PG_LENT or pg_refs(word) != 1 + exports:
+                    return False
+                # One foreign reference for the handle, one for each of its buffers, and the pool's own, which leave()
+                # drops.
+                if pp_cas64(
+                    at,
+                    word,
+                    pg_with_state(word, PG_FRESH) + ((1 + exports) << PG_MM_SHIFT) - (exports << PG_REF_SHIFT),
+                ):
+                    page.kind = KIND_DETACHED
+                    return True
 
 
 pp_page_install(cython.cast(cython.pointer[PyTypeObject], Page), page_died)

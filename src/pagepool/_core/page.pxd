@@ -6,6 +6,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 
 from pagepool._core.arena cimport Arena, pp_page_t
 
+cdef extern from "Python.h":
+    Py_ssize_t PyNumber_AsSsize_t(object o, void *exception) except? -1
+
 cdef class Home:
     # What a page needs of its pool, and nothing more: Tiers and PagePool grow from here.
     cdef readonly Arena arena
@@ -17,7 +20,7 @@ cdef class Home:
 
     # The pool's side of a handle.
     cdef int handle_put(self, Page page, int64_t dma_sync_size, bint allow_direct) except -1
-    cdef int export_ended(self, Page page) except -1
+    cdef int export_ended(self, Page page, uint32_t kind) except -1
     cdef uint64_t dma_addr_of(self, uint32_t id) except? 0xFFFFFFFFFFFFFFFF
     cdef int cpu_looks(self, Page page, Py_ssize_t index, Py_ssize_t size_bytes) except -1
     cdef str where_put(self, uint32_t id)
@@ -47,6 +50,7 @@ cdef class Page:
     cdef char *_at(self, Py_ssize_t index) except NULL
     cdef char *_byte(self, object key) except NULL
     cdef int _take_reference(self) except -1
+    cdef int _end_export(self) except -1
     cdef int _must_live(self) except -1
     cdef bint _mine(self) noexcept
 

@@ -10,7 +10,7 @@ Invariant: a live handle owns exactly one reference of its page, and each buffer
 
 import cython
 from cython.cimports.cpython.buffer import PyBuffer_FillInfo
-from cython.cimports.libc.stdint import uint64_t
+from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pagepool._core.arena import (
     PG_DETACHED,
     PG_LENT,
@@ -39,7 +39,7 @@ class Home:
     def handle_put(self, page, dma_sync_size, allow_direct):
         raise NotImplementedError("a page needs a PagePool")
 
-    def export_ended(self, page):
+    def export_ended(self, page, kind):
         raise NotImplementedError("a page needs a PagePool")
 
     def dma_addr_of(self, id):
@@ -82,32 +82,45 @@ class Page:
     def __getbuffer__(self, buffer: cython.pointer[Py_buffer], flags: cython.int):
         if home_of(self).is_watched:
             home_of(self).cpu_looks(self, 0, self.length)
-        self._take_reference()
-        with cython.critical_section(self):
+        with cython.critical_section(self):  # `detach` counts both
+            self._take_reference()
             self.exports += 1
-        PyBuffer_FillInfo(buffer, self, self._at(0), self.length, self.readonly, flags)
+        try:
+            PyBuffer_FillInfo(buffer, self, self._at(0), self.length, self.readonly, flags)
+        except BaseException:  # refused: there will be no release of it
+            self._end_export()
+            raise
 
     def __releasebuffer__(self, buffer: cython.pointer[Py_buffer]):
+        self._end_export()
+
+    def _end_export(self):
+        kind: uint32_t
         with cython.critical_section(self):
             self.exports -= 1
-        home_of(self).export_ended(self)
+            kind = self.kind
+        home_of(self).export_ended(self, kind)
+        return 0
 
     def _take_reference(self):
         # One more reference of the kind this handle holds, taken only while it holds one: another thread may be
         # putting the page this very moment, and a page that is home must not be touched.
-        one: uint64_t = cython.cast(uint64_t, 1) << (PG_MM_SHIFT if self.kind >= KIND_FOREIGN else PG_REF_SHIFT)
+        kind: uint32_t
+        one: uint64_t
         at: cython.pointer[uint64_t] = cython.address(home_of(self).pages[self.id].word)
         while True:
             self._must_live()
             word: uint64_t = pp_load64(at)
-            if self.kind < KIND_FOREIGN and pg_state(word) != PG_LENT:
+            kind = self.kind
+            one = cython.cast(uint64_t, 1) << (PG_MM_SHIFT if kind >= KIND_FOREIGN else PG_REF_SHIFT)
+            if kind < KIND_FOREIGN and pg_state(word) != PG_LENT:
                 raise DeadPageError(f"page {self.id} was put; this handle is dead")
             if pg_refs(word) == PG_REF_MAX or pg_mm(word) == PG_MM_MAX:
                 raise BufferError(f"page {self.id} has too many references")
             if pp_cas64(at, word, word + one):
                 break
         if not self._mine():  # put and lent again between the look and the exchange
-            home_of(self).export_ended(self)
+            home_of(self).export_ended(self, kind)
             self._must_live()
         return 0
 
@@ -144,6 +157,7 @@ class Page:
             raise IndexError(f"byte {key} of a page of {self.length} bytes")
         if home_of(self).is_watched:
             home_of(self).cpu_looks(self, index, 1)
+            self._must_live()  # the device is Python, and may have put it
         return self._at(index)
 
     def __getitem__(self, key):
@@ -153,13 +167,15 @@ class Page:
 
     def __setitem__(self, key, value):
         at: cython.p_char
+        byte: cython.Py_ssize_t
         if isinstance(key, int):
+            byte = PyNumber_AsSsize_t(value, cython.NULL)  # may run Python, which may put the page: before the look
             at = self._byte(key)
             if self.readonly:
                 raise TypeError(f"page {self.id} is read-only through this handle")
-            if not 0 <= value <= 255:
+            if not 0 <= byte <= 255:
                 raise ValueError(f"{value} is no byte")
-            at[0] = cython.cast(cython.char, cython.cast(cython.uchar, value))
+            at[0] = cython.cast(cython.char, byte)
         else:
             memoryview(self)[key] = value
 
