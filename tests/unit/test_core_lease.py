@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
 import sys
 import threading
 import weakref
@@ -46,6 +47,26 @@ def ascending(pool: PagePool, n: int, step: int = 1) -> array[int]:
 
 
 # -- references --------------------------------------------------------------------------------------------------
+
+
+def test_more_ids_than_fit_32_bits_of_bytes_are_counted_right() -> None:
+    program = """
+import numpy as np
+from pagepool import PageAllocator, PagePool
+from pagepool.errors import ForeignPageError
+pool = PagePool(memory=PageAllocator(2 << 20))
+pool.alloc_bulk(512)
+ids = np.zeros(1 << 30, np.uint32)  # 4 GiB that nobody touches
+ids[100_000] = 0xFFFFFFFF
+try:
+    pool.lease(ids)
+except (ForeignPageError, MemoryError) as error:
+    print("refused")
+assert pool.put_bulk(np.arange(512, dtype=np.uint32)) == 512
+assert pool.lent == 0
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
 
 
 def test_pages_come_home_when_owner_and_lease_have_let_go(pool: PagePool) -> None:

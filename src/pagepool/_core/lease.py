@@ -210,7 +210,7 @@ class Lease:
     def ids(self):
         """The pages, ``array('I')``, a new one."""
         found: c_array = clone(_NO_IDS, self._n, False)
-        memcpy(found.data.as_uints, self._ids, self._n * 4)
+        memcpy(found.data.as_uints, self._ids, cython.cast(cython.size_t, self._n) * 4)
         return found
 
     def __len__(self) -> int:
@@ -234,7 +234,7 @@ def new_lease(pool, ids, n, offset, length, flat):
     made.offset = offset
     made.length = length
     made.flat = flat
-    made._ids = cython.cast(cython.pointer[uint32_t], malloc((n + 1) * 4))
+    made._ids = cython.cast(cython.pointer[uint32_t], malloc((cython.cast(cython.size_t, n) + 1) * 4))
     if made._ids == cython.NULL:
         raise MemoryError(f"no memory for {n} references")
     for i in range(n):
