@@ -149,6 +149,24 @@ def test_a_handle_of_an_id_that_went_home_in_a_bulk_is_dead(pool: PagePool) -> N
     assert pool.lent == 0
 
 
+def test_an_id_that_was_put_and_is_only_looked_at_becomes_no_handle(pool: PagePool) -> None:
+    ids = pool.alloc_bulk(1)
+    lease = pool.lease(ids)
+    assert pool.put_bulk(ids) == 1
+    with pytest.raises(ForeignPageError, match="not lent"):
+        pool.page(ids[0])
+    del lease
+    assert pool.lent == 0
+
+
+def test_what_the_ring_holds_is_nobodys_to_change(pool: PagePool) -> None:
+    pool.put_bulk(pool.alloc_bulk(200))
+    for door in (lambda: pool.ring.produce([0xFFFFFFFE]), lambda: pool.ring.consume(1)):
+        with pytest.raises(TypeError, match="a pool's"):
+            door()
+    assert len(set(pool.alloc_bulk(200))) == 200
+
+
 def test_dma_addrs_end_where_nothing_is_mapped() -> None:
     for granularity in MapGranularity:
         pool = PagePool(memory=memory(2), **mapping(HostDevice(granularity=granularity)))

@@ -20,7 +20,7 @@ from cython.cimports.cpython.buffer import (
     PyObject_GetBuffer,
 )
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
-from cython.cimports.pagepool._core.arena import PG_HANDLE, PG_LENT, pg_slot, pg_state
+from cython.cimports.pagepool._core.arena import PG_HANDLE, PG_LENT, PG_SPENT, pg_slot, pg_state
 from cython.cimports.pagepool._core.atomic import PP_GIL_DISABLED, pp_cas64, pp_load64, pp_thread_id, pp_unlikely
 from cython.cimports.pagepool._core.lease import new_lease
 from cython.cimports.pagepool._core.page import KIND_HOLDER, Page
@@ -235,7 +235,7 @@ class Bulk(Control):
         number: uint32_t = id
         at: cython.pointer[uint64_t] = cython.address(self.pages[number].word)
         word: uint64_t = pp_load64(at)
-        if pg_slot(word) != self.slot or pg_state(word) != PG_LENT:
+        if pg_slot(word) != self.slot or pg_state(word) != PG_LENT or word & PG_SPENT:
             raise ForeignPageError(f"page {id} is not lent by {self!r}")
         if word & PG_HANDLE or not pp_cas64(at, word, word | PG_HANDLE):
             raise PagePoolError(f"page {id} has a handle already")

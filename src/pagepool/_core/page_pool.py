@@ -93,6 +93,7 @@ class PagePool(Bulk):
             self.alloc_sites = {}
             self.put_sites = {}
         self.ring = PtrRing(checked.pool_size)
+        self.ring.is_pools = True
         if PPFlag.DMA_MAP in checked.flags:
             self.dev = checked.dev
             self.sync = PPFlag.DMA_SYNC_DEV in checked.flags and bool(checked.dev.needs_sync)
@@ -320,9 +321,10 @@ class PagePool(Bulk):
             if not word & PG_MAPPED or pg_slot(word) != self.slot:
                 raise NotMappedError(f"page {id} is not mapped; it is not in {self!r}, or left it")
             return self.pages[id].dma_addr
-        if self.slab_dma[id >> 9] == NOT_MAPPED:
+        start: uint64_t = pp_load64(self.slab_dma + (id >> 9))
+        if start == NOT_MAPPED:
             raise NotMappedError(f"page {id} is not mapped; no page of its slab was ever in {self!r}")
-        return self.slab_dma[id >> 9] + (cython.cast(uint64_t, id & 511) << 12)
+        return start + (cython.cast(uint64_t, id & 511) << 12)
 
     def dma_addr(self, id: int) -> int:
         """Where the device finds the first byte of page `id`."""

@@ -12,6 +12,7 @@ import cython
 from cython.cimports.libc.stdint import uint32_t
 from cython.cimports.libc.stdlib import free, malloc
 from cython.cimports.pagepool._core.atomic import (
+    pp_add64,
     pp_load32,
     pp_load32_acquire,
     pp_lock,
@@ -45,12 +46,15 @@ class PtrRing:
         free(self.slots)
 
     def count(self):
-        # Acquire pairs with the release in push_locked: the ids counted here can be read.
-        return pp_load32_acquire(cython.address(self.head)) - pp_load32(cython.address(self.tail))
+        # Exact for the consumer. Others look at tail first: the head of a later moment is never behind it, though it
+        # may be more than a ring ahead. Acquire pairs with the release in push_locked: ids counted here can be read.
+        tail: uint32_t = pp_load32_acquire(cython.address(self.tail))
+        there: uint32_t = pp_load32_acquire(cython.address(self.head)) - tail
+        return there if there < self.size else self.size
 
     def room_locked(self):
         # Acquire pairs with the release in consume_bulk: the entries that this calls free have been read.
-        return self.size - (self.head - pp_load32_acquire(cython.address(self.tail)))
+        return self.size - (pp_load32(cython.address(self.head)) - pp_load32_acquire(cython.address(self.tail)))
 
     def push_locked(self, id):
         self.slots[self.head & self.mask] = id
@@ -67,6 +71,11 @@ class PtrRing:
 
     # -- for Python ----------------------------------------------------------------------------------------------
 
+    def _must_be_free(self):
+        if self.is_pools:
+            raise TypeError("this ring is a pool's: pages go in by put_bulk and come out by alloc_bulk")
+        return 0
+
     def produce(self, ids: list) -> int:
         """Append ids until the ring is full.
 
@@ -75,10 +84,16 @@ class PtrRing:
         int
             How many went in.
 
+        Raises
+        ------
+        TypeError
+            The ring is a pool's, as in `consume`.
+
         Notes
         -----
         Context: any thread; one lock for the whole list.
         """
+        self._must_be_free()
         values = [int(value) for value in ids]
         done: uint32_t = 0
         for value in values:
@@ -88,7 +103,7 @@ class PtrRing:
         try:
             for value in values:
                 if self.closed or self.room_locked() == 0:
-                    self.nr_full += 1
+                    pp_add64(cython.address(self.nr_full), 1)
                     break
                 self.push_locked(value)
                 done += 1
@@ -104,6 +119,7 @@ class PtrRing:
         -----
         Context: one thread at a time.
         """
+        self._must_be_free()
         taken = []
         one: uint32_t = 0
         while len(taken) < n and self.consume_bulk(cython.address(one), 1):

@@ -504,7 +504,7 @@ class Tiers(Home):
             ring.nr_produced += 1
             ringed = True
         elif not closed and (full == cython.NULL or not full[0]):  # the kernel counts it once for a bulk
-            ring.nr_full += 1
+            pp_add64(cython.address(ring.nr_full), 1)  # as a bulk does, without the lock
             if full != cython.NULL:
                 full[0] = True
         pp_unlock(cython.address(ring.lock))
