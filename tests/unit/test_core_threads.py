@@ -6,14 +6,18 @@ The same tests are worth running on an interpreter with a GIL and on one without
 
 from __future__ import annotations
 
+import mmap
+import os
 import queue
 import random
+import subprocess
 import sys
 import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from core_doubles import Scripted, ids_of, mapping, memory, used_pages
 
@@ -119,6 +123,45 @@ def test_a_bulk_put_ends_at_its_last_id_while_the_owner_empties_the_ring() -> No
     assert set(counts) == {(200, 100)}
     pool.check()
     assert (pool.lent, pool.stats().rejected) == (0, 0)
+
+
+_CHANGE = """
+import mmap, sys
+import numpy as np
+rows = np.frombuffer(mmap.mmap(int(sys.argv[1]), 0), np.uint32).reshape(3, -1)
+print("ready", flush=True)
+while True:
+    rows[0] = rows[1]
+    rows[0] = rows[2]
+"""
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_ids_that_change_while_they_are_put_are_each_looked_at_once(direct: bool) -> None:
+    n = 120
+    fd = os.memfd_create("ids")
+    os.ftruncate(fd, 3 * 4 * n)
+    rows = np.frombuffer(mmap.mmap(fd, 0), np.uint32).reshape(3, n)
+    pool = PagePool(memory=memory(), pool_size=256)
+    pool.direct_recycling = direct
+    # A process, because it needs no GIL to write to what all of them have mapped.
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHANGE, str(fd)], pass_fds=[fd], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    os.close(fd)
+    with child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            for _ in range(2000):
+                assert (pool.alloc_bulk(rows[1]), pool.alloc_bulk(rows[2])) == (n, n)
+                pool.put_bulk(rows[0])
+                pool.put_bulk(rows[1])  # what was not among those that were seen
+                pool.put_bulk(rows[2])
+                assert (pool.lent, pool.inflight) == (0, 256)  # each of them came home, once
+        finally:
+            child.kill()
+    pool.check()
 
 
 def test_one_id_put_by_two_threads_is_home_once() -> None:

@@ -45,6 +45,7 @@ from cython.cimports.pagepool._core.atomic import (
     pp_add64,
     pp_cas64,
     pp_likely,
+    pp_load32,
     pp_load64,
     pp_lock,
     pp_store32_release,
@@ -330,6 +331,7 @@ class Tiers(Home):
         # A batch home. `direct`: the caller is the owner (between enter_owner and leave_owner). Runs of plain pages go
         # to the cache, then under one producer lock to the ring; a page about which anything is special goes alone.
         i: uint32_t = 0
+        id: uint32_t
         run: uint32_t
         done: uint32_t = 0
         full: cython.bint = False
@@ -349,18 +351,19 @@ class Tiers(Home):
                     self.recycle_cache_full += run
                 if i == n:
                     break
-            if plain and self.ring.room_locked() == 0 and ids[i] < self.nr_pages and self.seize(ids[i]):
+            id = pp_load32(ids + i)  # once: the array is the caller's, who may write to it
+            if plain and self.ring.room_locked() == 0 and id < self.nr_pages and self.seize(id):
                 if direct:
                     self.recycle_cache_full += 1
                 if not full:  # the kernel counts a full ring once for a bulk
                     pp_add64(cython.address(self.ring.nr_full), 1)
                     full = True
                 with cython.gil:
-                    self.leave_noexcept(ids[i], LEFT_RING_FULL)
+                    self.leave_noexcept(id, LEFT_RING_FULL)
                 done += 1
             else:
                 with cython.gil:
-                    done += self.put_id_noexcept(ids[i], dma_sync_size, direct, cython.address(full))
+                    done += self.put_id_noexcept(id, dma_sync_size, direct, cython.address(full))
             i += 1
         return done
 
@@ -378,7 +381,7 @@ class Tiers(Home):
         if n > CACHE_SIZE - at:
             n = CACHE_SIZE - at
         while i < n:
-            id = ids[i]
+            id = pp_load32(ids + i)
             if pp_unlikely(id >= nr_pages):
                 break
             word = pp_load64(cython.address(pages[id].word))
@@ -396,6 +399,7 @@ class Tiers(Home):
     def ring_run(self, ids, n):
         # As many leading plain pages as the ring has room for, under one lock.
         i: uint32_t = 0
+        id: uint32_t
         word: uint64_t
         pages: cython.pointer[pp_page_t] = self.pages
         pp_lock(cython.address(self.ring.lock))
@@ -405,14 +409,17 @@ class Tiers(Home):
             n = 0
         elif n > room:
             n = room
-        while i < n and ids[i] < self.nr_pages:
-            word = pp_load64(cython.address(pages[ids[i]].word))
+        while i < n:
+            id = pp_load32(ids + i)
+            if pp_unlikely(id >= self.nr_pages):
+                break
+            word = pp_load64(cython.address(pages[id].word))
             if pp_unlikely(word != self.word_lent):
                 if word != self.word_lent_handle:
                     break
-                pages[ids[i]].generation += 1
-            pp_store64(cython.address(pages[ids[i]].word), self.word_ringed)
-            self.ring.push_locked(ids[i])
+                pages[id].generation += 1
+            pp_store64(cython.address(pages[id].word), self.word_ringed)
+            self.ring.push_locked(id)
             i += 1
         self.ring.nr_produced += i
         pp_unlock(cython.address(self.ring.lock))
