@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from core_doubles import Scripted, mapping, memory
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pagepool import PagePool
 from pagepool._core.arena import Arena
 
 SLABS = 4
@@ -208,3 +213,51 @@ def test_two_threads_that_free_one_block_free_it_once() -> None:
             thread.join()
     arena.check()
     assert (len(freed), arena.nr_free_pages) == (200, 512)
+
+
+def test_a_page_on_its_way_into_a_pool_is_not_anybodys_to_free() -> None:
+    device = Scripted()
+    pool = PagePool(memory=memory(1), **mapping(device))
+    freed: list[int] = []
+
+    def free_all(vaddr: int) -> None:
+        device.on_map = None
+        for page_id in range(pool.arena.nr_pages):
+            with suppress(ValueError):
+                pool.arena.free_id(page_id)
+                freed.append(page_id)
+
+    device.on_map = free_all
+    ids = pool.alloc_bulk(100)
+    assert (freed, len(set(ids))) == ([], 100)
+    pool.put_bulk(ids)
+    pool.check()
+    pool.close()
+    pool.arena.check()
+
+
+def test_a_check_that_collects_garbage_does_not_wait_for_itself() -> None:
+    # The page in the cycle is put, by a thread that is not the owner, into a ring whose lock `check` may hold.
+    program = """
+import gc, threading
+from pagepool import PageAllocator, PagePool
+pool = PagePool(memory=PageAllocator(2 << 20))
+page = pool.alloc_pages()
+def look():
+    global page
+    gc.disable()
+    cycle = [page]
+    cycle.append(cycle)
+    page = cycle = None
+    spare = [{} for _ in range(300)], [() for _ in range(300)]  # no dict comes from a free list now: it is allocated
+    gc.set_threshold(1)
+    gc.enable()
+    pool.check()
+    pool.arena.check()
+thread = threading.Thread(target=look)
+thread.start()
+thread.join()
+gc.collect()
+assert pool.lent == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)

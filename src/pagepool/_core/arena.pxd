@@ -26,6 +26,7 @@ cdef enum:
     PG_LENT = 5              # somebody outside the pool holds it
     PG_DETACHED = 6          # left its pool, held by foreign references only
     PG_STATE_MASK = 0xF
+    NR_STATES = 16
     PG_HANDLE = 0x10         # a Page handle was made since it was lent: its generation must move when it comes home
     PG_MAPPED = 0x20         # mapped on its own (MapGranularity.PAGE); unmapped exactly once
     PG_PFMEMALLOC = 0x40     # out of the emergency reserve: never recycled
@@ -99,6 +100,7 @@ cdef class Arena:
     cdef void _push(self, uint32_t id, uint32_t order) noexcept nogil
     cdef void _unlink(self, uint32_t id) noexcept nogil
     cdef void _give_block(self, uint32_t id, uint32_t order) noexcept nogil
+    cdef uint64_t _walk(self, uint32_t *bad) noexcept nogil
     cdef bint is_dry(self, int32_t nid) noexcept nogil
     cdef void note_dry(self, int32_t nid) noexcept nogil
     cdef int32_t preferred_node(self, int32_t nid) noexcept nogil

@@ -220,17 +220,19 @@ class Arena:
         while self.alloc_bulk(order, 1, nid, ALLOC_ANY_NODE, cython.address(page_id)) == 0:
             if self.grow is None or not self.grow(order, nid):
                 raise MemoryError(f"no free block of order {order}")
+        # What tells it from a page on its way into a pool, which has no slot yet either.
+        pp_store64(cython.address(self.pages[page_id].word), pg_word(PG_FRESH, 0, PG_HANDLE))
         return page_id
 
     def free_id(self, page_id: int) -> None:
         """Give a block of `alloc_block` back; anything else is a `ValueError`."""
-        # The exchange lets one of two callers win; a page that is in a pool bears the pool's slot.
+        # The exchange lets one of two callers win.
         word: uint64_t = 0
         at: cython.pointer[uint64_t] = cython.NULL
         if 0 <= page_id < self.nr_pages:
             at = cython.address(self.pages[cython.cast(uint32_t, page_id)].word)
             word = pp_load64(at)
-        if pg_state(word) != PG_FRESH or pg_slot(word) != 0 or not pp_cas64(at, word, PG_OFF):
+        if word != pg_word(PG_FRESH, 0, PG_HANDLE) or not pp_cas64(at, word, PG_OFF):
             raise ValueError(f"page {page_id} is not a block that was taken here")
         self.free_block(page_id, self.pages[cython.cast(uint32_t, page_id)].order)
 
@@ -347,18 +349,20 @@ class Arena:
     # -- pools of this arena -------------------------------------------------------------------------------------
 
     def new_slot(self):
-        if self.only_pools is not None:
-            raise PagePoolError(f"no other pool may use {self!r}: {self.only_pools}")
-        self.pools_made += 1
-        if self._free_slots:
-            return self._free_slots.pop()
-        if self._next_slot > 0xFFFF:
-            raise MemoryError("65535 pools share this arena; close some")
-        self._next_slot += 1
-        return self._next_slot - 1
+        with cython.critical_section(self):
+            if self.only_pools is not None:
+                raise PagePoolError(f"no other pool may use {self!r}: {self.only_pools}")
+            self.pools_made += 1
+            if self._free_slots:
+                return self._free_slots.pop()
+            if self._next_slot > 0xFFFF:
+                raise MemoryError("65535 pools share this arena; close some")
+            self._next_slot += 1
+            return self._next_slot - 1
 
     def drop_slot(self, slot):
-        self._free_slots.append(slot)
+        with cython.critical_section(self):
+            self._free_slots.append(slot)
 
     # -- figures -------------------------------------------------------------------------------------------------
 
@@ -405,30 +409,45 @@ class Arena:
         AssertionError
             Naming the page, if the allocator is corrupt.
         """
+        bad: uint32_t = NO_PAGE
+        total: uint64_t
+        counted: uint64_t
+        pp_lock(cython.address(self._lock))
+        total = self._walk(cython.address(bad))
+        counted = self._nr_free
+        pp_unlock(cython.address(self._lock))
+        if bad != NO_PAGE:
+            raise AssertionError(
+                f"page {bad}: on a free list, but its record disagrees, or its buddy is free too and was not merged"
+            )
+        assert total == counted, f"{total} free pages on the lists, {counted} counted"
+
+    def _walk(self, bad):
+        # The pages on the free lists, until one is wrong. No Python: the lock is held, and a garbage collection in here
+        # could free a page, which wants it too.
         total: uint64_t = 0
         node: uint32_t
         order: uint32_t
         at: uint32_t
-        pp_lock(cython.address(self._lock))
-        try:
-            for node in range(NR_NODES):
-                for order in range(NR_ORDERS):
-                    at = self._free_list[node][order]
-                    while at != NO_PAGE:
-                        page = self.pages[at]
-                        assert (pg_state(page.word), page.order, page.nid) == (PG_BUDDY, order, node), (
-                            f"page {at}: on the free list of node {node} order {order}, but its record disagrees"
-                        )
-                        if order < SLAB_ORDER:
-                            buddy = self.pages[at ^ (cython.cast(uint32_t, 1) << order)]
-                            assert not (pg_state(buddy.word) == PG_BUDDY and buddy.order == order), (
-                                f"page {at}: its buddy of order {order} is free and was not merged"
-                            )
-                        total += cython.cast(uint64_t, 1) << order
-                        at = page.next
-            assert total == self._nr_free, f"{total} free pages on the lists, {self._nr_free} counted"
-        finally:
-            pp_unlock(cython.address(self._lock))
+        page: cython.pointer[pp_page_t]
+        buddy: cython.pointer[pp_page_t]
+        for node in range(NR_NODES):
+            for order in range(NR_ORDERS):
+                at = self._free_list[node][order]
+                while at != NO_PAGE:
+                    page = cython.address(self.pages[at])
+                    buddy = cython.address(self.pages[at ^ (cython.cast(uint32_t, 1) << order)])
+                    if (
+                        pg_state(page.word) != PG_BUDDY
+                        or page.order != order
+                        or page.nid != node
+                        or (order < SLAB_ORDER and pg_state(buddy.word) == PG_BUDDY and buddy.order == order)
+                    ):
+                        bad[0] = at
+                        return total
+                    total += cython.cast(uint64_t, 1) << order
+                    at = page.next
+        return total
 
     def __reduce__(self):
         raise TypeError("an Arena is memory of this process and cannot be pickled")

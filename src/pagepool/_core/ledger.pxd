@@ -8,4 +8,4 @@ cdef class Ledger(Carver):
     cdef readonly uint32_t id             # of the pool, in this process
 
     cdef list lent_ids(self)
-    cdef dict count_words(self)
+    cdef void count_words(self, uint32_t *counts) noexcept

@@ -9,8 +9,10 @@ import time
 
 import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.libc.string import memset
 from cython.cimports.pagepool._core.arena import (
     NO_PAGE,
+    NR_STATES,
     PAGES_PER_SLAB,
     PG_CACHED,
     PG_FRESH,
@@ -30,6 +32,7 @@ from cython.cimports.pagepool._core.tiers import (
     LEFT_RING_FULL,
     LEFT_SYNC,
     LEFT_WAIVE,
+    held_by,
 )
 
 from pagepool._core.stats import Holder, PoolStats
@@ -124,20 +127,17 @@ class Ledger(Carver):
                     found.append(number)
         return found
 
-    def count_words(self):
-        counts = {PG_CACHED: 0, PG_RINGED: 0, PG_LENT: 0, PG_FRESH: 0}
+    def count_words(self, counts):
+        # By state. No Python: the lock is held, and a garbage collection in here could put a page, which wants it too.
         slab: uint32_t
         number: uint32_t
         word: uint64_t
-        if self.arena is None:
-            return counts
         for slab in range(self.arena.nr_slabs):
             if self.arena._slab_on[slab]:
                 for number in range(slab * PAGES_PER_SLAB, (slab + 1) * PAGES_PER_SLAB):
                     word = pp_load64(cython.address(self.pages[number].word))
                     if pg_slot(word) == self.slot:
                         counts[pg_state(word)] += 1
-        return counts
 
     def check(self) -> None:
         """Prove conservation: hold = cached + ringed + lent + released, counted from the pages' own records.
@@ -151,25 +151,31 @@ class Ledger(Carver):
         -----
         Context: any thread, exact while nobody is inside the pool. Cost: a walk over all pages of the arena.
         """
+        counts: uint32_t[NR_STATES]
+        held: uint32_t
+        cached: uint32_t
+        ringed: uint32_t
+        if self.arena is None:
+            return
         for attempt in range(5):
+            memset(counts, 0, cython.sizeof(counts))
             pp_lock(cython.address(self.ring.lock))
-            counts = self.count_words()
-            held = self.inflight
+            self.count_words(counts)
+            held = held_by(self)
             cached = self.cache_n
             ringed = self.ring.count()
             pp_unlock(cython.address(self.ring.lock))
-            in_transit = counts[PG_FRESH]
             if (
                 counts[PG_CACHED] <= cached
                 and counts[PG_RINGED] <= ringed
-                and counts[PG_CACHED] + counts[PG_RINGED] + counts[PG_LENT] + in_transit == held
+                and counts[PG_CACHED] + counts[PG_RINGED] + counts[PG_LENT] + counts[PG_FRESH] == held
             ):
                 return
             time.sleep(0.001 * attempt)
         raise PagePoolError(
             f"{self!r} does not add up: hold {self.hold_cnt} - released {self.release_cnt} = {held}, but the pages say "
             f"cached {counts[PG_CACHED]} (cache holds {cached}), ringed {counts[PG_RINGED]} (ring holds {ringed}), "
-            f"lent {counts[PG_LENT]}, in transit {in_transit}"
+            f"lent {counts[PG_LENT]}, in transit {counts[PG_FRESH]}"
         )
 
     def drain(self, timeout: float = 0.0) -> list:
@@ -202,9 +208,9 @@ class Ledger(Carver):
         now = time.monotonic()
         for number in self.lent_ids():
             since, where = 0.0, "somewhere; PagePool(track=True) remembers where"
-            if self.alloc_sites is not None and number in self.alloc_sites:
-                since, where = self.alloc_sites[number]
-                where = "at " + where
+            site = self.alloc_sites.get(number) if self.alloc_sites is not None else None
+            if site is not None:
+                since, where = site[0], "at " + site[1]
             groups.setdefault(where, []).append((number, now - since if since else 0.0))
         found = [
             Holder(where, len(held), max(age for _, age in held), tuple(number for number, _ in held))
