@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from core_doubles import Scripted, mapping, memory, used_pages
 
@@ -155,3 +157,39 @@ def test_a_watermark_that_raises_is_heard_and_loses_nothing() -> None:
     pool.check()
     assert (pool.inflight, pool.lent) == (1, 0)
     assert pool.alloc_pages() is not None
+
+
+def test_each_thread_hears_of_its_own_trouble() -> None:
+    device = Scripted()
+    pool = PagePool(memory=memory(), pool_size=1, **mapping(device))
+    ids = pool.alloc_bulk(3)  # one fits the ring, two leave the pool for it
+    half_way, looked = threading.Event(), threading.Event()
+    heard: list[str] = []
+
+    def trouble(dma_addr: int) -> None:
+        if half_way.is_set():
+            assert looked.wait(30)
+            raise OSError("a refusal, which is no news")
+        half_way.set()
+        raise RuntimeError("of the thread that puts")
+
+    def put() -> None:
+        try:
+            pool.put_bulk(ids)
+        except RuntimeError as error:
+            heard.append(str(error))
+
+    device.on_unmap = trouble
+    thread = threading.Thread(target=put)
+    thread.start()
+    assert half_way.wait(30)
+    mine = pool.alloc_bulk(3)
+    assert len(mine) == 3
+    pool.alloc_pages().put()
+    looked.set()
+    thread.join(30)
+    device.on_unmap = None
+    assert heard == ["of the thread that puts"]
+    assert pool.put_bulk(mine) == 3
+    pool.check()
+    assert pool.lent == 0

@@ -16,7 +16,7 @@ from core_doubles import Scripted, mapping, memory, used_pages
 import pagepool
 from pagepool import PagePool
 from pagepool._core import registry
-from pagepool.errors import PageLeakWarning, PagePoolError, PoolBusyError
+from pagepool.errors import PageLeakWarning, PagePoolError, PoolBusyError, PoolClosedError
 
 
 def test_close_gives_everything_idle_back() -> None:
@@ -54,6 +54,86 @@ def test_a_late_put_is_safe_whoever_and_however() -> None:
     fragment.put()
     pool.check()
     assert (pool.inflight, used_pages(pool), pool.stats().left_closed) == (0, 0, pool.stats().release_cnt)
+
+
+def test_two_who_close_at_once_close_once() -> None:
+    device = Scripted()
+    pool = PagePool(memory=memory(), **mapping(device))
+    pool.alloc_pages().put()
+
+    def close_too(dma_addr: int) -> None:
+        device.on_unmap = None
+        thread = threading.Thread(target=pool.close)
+        thread.start()
+        thread.join()
+
+    device.on_unmap = close_too
+    pool.close()
+    assert (pool.closed, pool.users, pool.inflight, device.mapped, device.unmapped_twice) == (True, 0, 0, {}, [])
+    with pytest.raises(PagePoolError, match="no users left"):
+        pool.put_user()
+
+
+def test_a_close_that_a_device_refuses_to_help_with_is_over_all_the_same() -> None:
+    device = Scripted()
+    pool = PagePool(memory=memory(), **mapping(device))
+    pool.alloc_pages().put()
+
+    def refuse(dma_addr: int) -> None:
+        device.on_unmap = None
+        raise RuntimeError("not now")
+
+    device.on_unmap = refuse
+    with pytest.raises(RuntimeError, match="not now"):
+        pool.close()
+    assert (pool.closed, pool.users, pool.inflight) == (True, 0, 0)
+    pool.close()
+
+
+def test_the_owner_gets_nothing_from_a_pool_that_another_thread_is_closing() -> None:
+    device = Scripted()
+    pool = PagePool(memory=memory(), **mapping(device))
+    pool.put_bulk(pool.alloc_bulk(200))  # some in the cache, some in the ring
+    lent = pool.alloc_pages()
+    closing, tried = threading.Event(), threading.Event()
+
+    def stop(dma_addr: int) -> None:
+        device.on_unmap = None
+        closing.set()
+        assert tried.wait(30)
+
+    device.on_unmap = stop
+    thread = threading.Thread(target=pool.close)
+    thread.start()
+    assert closing.wait(30)
+    for door in (pool.alloc_pages, pool.dev_alloc_pages, lambda: pool.alloc_bulk(3), lambda: pool.alloc_frag(64)):
+        with pytest.raises(PoolClosedError):
+            door()
+    assert [holder.count for holder in pool.holders()] == [1]
+    lent.put()
+    tried.set()
+    thread.join(30)
+    pool.check()
+    assert (pool.inflight, device.mapped, device.unmapped_twice, used_pages(pool)) == (0, {}, [], 0)
+
+
+def test_a_lent_page_is_free_only_when_its_device_has_let_go_of_it() -> None:
+    device = Scripted()
+    pool = PagePool(memory=memory(), **mapping(device))
+    pages = [pool.alloc_pages(), pool.alloc_pages()]
+    watched = {page.dma_addr: page for page in pages}
+    put: list[int] = []
+
+    def put_it_now(dma_addr: int) -> None:
+        if dma_addr in watched:  # still being unmapped: nobody may be given its memory
+            before = used_pages(pool)
+            watched[dma_addr].put()
+            put.append(before - used_pages(pool))
+
+    device.on_unmap = put_it_now
+    pool.close()
+    assert (put, pool.inflight, used_pages(pool), device.unmapped_twice) == ([0, 0], 0, 0, [])
+    assert pool.stats().left_closed == pool.stats().release_cnt
 
 
 def test_leaving_a_with_block_with_pages_out_warns_with_the_list() -> None:

@@ -15,7 +15,7 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -293,6 +293,67 @@ def test_foreign_references_taken_and_given_by_threads() -> None:
     assert (pool.inflight, used_pages(pool)) == (0, 0)
 
 
+def test_pages_released_while_their_views_end() -> None:
+    pool = PagePool(memory=memory())
+    rounds = 300
+    barrier = threading.Barrier(3)
+    shared: list[Page] = [pool.alloc_pages()]
+
+    def look() -> None:
+        for _ in range(rounds):
+            barrier.wait()
+            for _ in range(3):
+                with suppress(PagePoolError, BufferError), memoryview(shared[0]) as view:
+                    view[0] = 1
+            barrier.wait()
+
+    with running(look, look):
+        for _ in range(rounds):
+            barrier.wait()
+            with suppress(PagePoolError):  # a view of another was just beginning or ending
+                pool.release_page(shared[0])
+            shared[0].put()
+            barrier.wait()
+            assert (pool.lent, used_pages(pool)) == (0, pool.inflight)
+            shared[0] = pool.alloc_pages()
+    shared.clear()
+    pool.check()
+    pool.close()
+    assert (pool.inflight, used_pages(pool)) == (0, 0)
+
+
+def test_figures_and_hooks_while_the_owner_works() -> None:
+    pool = PagePool(memory=memory(8), pool_size=64)
+    stop = threading.Event()
+    seen: list[str] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            stats = pool.stats()
+            if not (0 <= stats.in_ring <= 64 and 0 <= stats.in_cache <= 128):
+                seen.append(f"{stats.in_ring} in the ring, {stats.in_cache} in the cache")
+            repr(pool), pool.lent, pool.holders()
+
+    def change() -> None:
+        while not stop.is_set():
+            pool.set_observer(lambda event, page_id, count: None)
+            pool.on_watermark(5, 2, lambda which, above: None)
+            pool.set_observer(None)
+
+    with running(look, change):
+        try:
+            for _ in range(300):
+                fragments = [pool.alloc_frag(1500) for _ in range(5)]
+                ids = pool.alloc_bulk(400)
+                assert pool.put_bulk(ids) == 400
+                fragments.clear()
+        finally:
+            stop.set()
+    assert seen == []
+    pool.check()
+    assert pool.lent == 0
+
+
 def test_only_the_owner_takes() -> None:
     pool = PagePool(memory=memory())
     page, fragment = pool.alloc_pages(), pool.alloc_frag(64)
@@ -428,6 +489,26 @@ def test_pools_of_threads_share_an_allocator() -> None:
                     pool.check()
 
     with running(churn, churn, churn):
+        pass
+    allocator.arena.check()
+    assert allocator.arena.nr_free_pages == allocator.arena.nr_added_pages
+
+
+def test_pools_made_at_once_are_different_ones() -> None:
+    allocator = memory(8)
+    barrier = threading.Barrier(4)
+
+    def make() -> None:
+        for _ in range(40):
+            barrier.wait()
+            pool = PagePool(memory=allocator)
+            ids = pool.alloc_bulk(8)
+            barrier.wait()
+            assert len(pool.holders()[0].ids) == 8  # by the slot in each page's word
+            assert pool.put_bulk(ids) == 8
+            pool.close()
+
+    with running(make, make, make, make):
         pass
     allocator.arena.check()
     assert allocator.arena.nr_free_pages == allocator.arena.nr_added_pages

@@ -27,7 +27,7 @@ from cython.cimports.pagepool._core.page import KIND_HOLDER, Page
 from cython.cimports.pagepool._core.tiers import CACHE_SIZE, NO_MAP
 
 from pagepool._core.carver import call_site
-from pagepool.errors import ForeignPageError, NotMappedError, PagePoolError, PoolClosedError
+from pagepool.errors import ForeignPageError, NotMappedError, PagePoolError, PoolClosedError, WrongThreadError
 
 _NO_IDS: c_array = array("I")  # what a new array of ids is cloned from
 
@@ -119,17 +119,17 @@ class Bulk(Control):
             if self.pending is not None or self.track:
                 self._after_bulk(at, done)
         finally:
-            self.busy -= 1
+            with cython.critical_section(self):  # who claims the pool next sees the cache as it is now
+                self.busy -= 1
         return done
 
     def _after_bulk(self, ids, n):
         i: uint32_t
-        error = self.pending
-        if error is not None and not isinstance(error, (OSError, MemoryError, PoolClosedError)):
+        error = self.taken_pending()
+        if error is not None:
             self.put_ids(ids, n, -1, True)  # Ctrl-C in the middle: nothing stays with a caller who cannot know of it
-            self.pending = None
+            self.taken_pending()
             raise error
-        self.pending = None
         if self.track:
             site = (time.monotonic(), call_site())
             for i in range(n):
@@ -140,8 +140,9 @@ class Bulk(Control):
         i: uint32_t
         site = (time.monotonic(), call_site())
         for i in range(n):
-            if self.alloc_sites.pop(ids[i], None) is not None:
-                self.put_sites[ids[i]] = site
+            id = ids[i]
+            if self.alloc_sites.pop(id, None) is not None:
+                self.put_sites[id] = site
         return 0
 
     def put_bulk(self, ids, dma_sync_size: int64_t = -1):
@@ -197,7 +198,10 @@ class Bulk(Control):
             self._note_puts(at, n)
         direct: cython.bint = self.auto_direct and self.owner == pp_thread_id()
         if direct:
-            self.enter_owner()
+            try:
+                self.enter_owner()
+            except WrongThreadError:  # without a GIL: somebody has claimed it just now
+                direct = False
         if n >= NOGIL_PAGES:
             with cython.nogil:
                 done = self.put_ids(at, n, dma_sync_size, direct)

@@ -10,6 +10,7 @@ import warnings
 
 import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.libc.string import memcpy
 from cython.cimports.pagepool._core.arena import NO_PAGE, PG_FRESH
 from cython.cimports.pagepool._core.atomic import (
     pp_is_finalizing,
@@ -21,7 +22,7 @@ from cython.cimports.pagepool._core.atomic import (
     pp_unlock,
 )
 from cython.cimports.pagepool._core.dma_map import MAP_PAGE
-from cython.cimports.pagepool._core.tiers import LEFT_CLOSED, LEFT_NID
+from cython.cimports.pagepool._core.tiers import CACHE_SIZE, LEFT_CLOSED, LEFT_NID
 
 from pagepool._core import registry
 from pagepool.errors import PageLeakWarning, PagePoolError, PoolBusyError, PoolClosedError
@@ -83,8 +84,9 @@ class Control(Ledger):
         try:
             self.nid = nid
             try:
-                if self.observer is not None:
-                    self.observer("update_nid", 0, nid)
+                observer = self.the_observer()
+                if observer is not None:
+                    observer("update_nid", 0, nid)
             finally:
                 while self.cache_n:
                     self.cache_n -= 1
@@ -104,7 +106,8 @@ class Control(Ledger):
         Events: ``"hold"`` and ``"release"`` (id of the page, counter after it), ``"update_nid"`` (0, node),
         ``"pool_release"`` (pool id, inflight). They come on real allocations and frees only, never on recycle.
         """
-        self.observer = observer
+        with cython.critical_section(self):
+            self.observer = observer
 
     def on_watermark(self, high: int, low: int, callback) -> None:
         """Call ``callback(pool, above)`` when the pages held reach `high`, and again when they are down to `low`.
@@ -118,16 +121,19 @@ class Control(Ledger):
         """
         if not 0 <= low < high:
             raise ValueError(f"watermarks {low} and {high}: low must be below high")
-        self.watermark = [high, low, callback, False]
+        with cython.critical_section(self):
+            self.watermark = [high, low, callback, False]
 
     def crossed(self):
-        high, low, callback, above = self.watermark
+        with cython.critical_section(self):  # `on_watermark` may drop the old one this very moment
+            watermark = self.watermark
+        high, low, callback, above = watermark
         held = self.hold_cnt - pp_load32(cython.address(self.release_cnt))
         if not above and held >= high:
-            self.watermark[3] = True
+            watermark[3] = True
             callback(self, True)
         elif above and held <= low:
-            self.watermark[3] = False
+            watermark[3] = False
             callback(self, False)
         return 0
 
@@ -135,18 +141,26 @@ class Control(Ledger):
 
     def get_user(self):
         """Take a user reference, as an XDP registration does; the pool is destroyed when the last one goes."""
-        if not self.open:
-            raise PoolClosedError(f"{self!r} is closed")
-        self.users += 1
+        with cython.critical_section(self):
+            if not self.open:
+                raise PoolClosedError(f"{self!r} is closed")
+            self.users += 1
         return self
 
     def put_user(self) -> None:
         """Give a user reference back."""
-        if self.users <= 0:
-            raise PagePoolError(f"{self!r} has no users left")
-        if self.users == 1:
-            self.destroy()
-        self.users -= 1
+        with cython.critical_section(self):
+            if self.users <= 0:
+                raise PagePoolError(f"{self!r} has no users left")
+            self.users -= 1
+            last: cython.bint = self.users == 0
+        if last:
+            try:
+                self.destroy()
+            except PoolBusyError:  # nothing has changed
+                with cython.critical_section(self):
+                    self.users += 1
+                raise
 
     def close(self) -> None:
         """Give up the creator's reference; the last user destroys the pool.
@@ -164,15 +178,21 @@ class Control(Ledger):
         -----
         Context: any thread.
         """
-        if self._creator and self.users > 0:
-            if self.users == 1:
-                self.destroy()
+        with cython.critical_section(self):
+            if not self._creator:
+                return
             self._creator = False
-            self.users -= 1
+        try:
+            self.put_user()
+        except PoolBusyError:
+            self._creator = True
+            raise
 
     def destroy(self):
         refused = None
         number: uint32_t
+        cached: uint32_t[CACHE_SIZE]
+        n: uint32_t
         with cython.critical_section(self):
             if self.busy and self.owner != pp_thread_id():
                 raise PoolBusyError(f"{self!r} is being used by its owner; stop that first")
@@ -183,15 +203,20 @@ class Control(Ledger):
             pp_lock(cython.address(self.ring.lock))
             self.ring.closed = 1  # late producers are out from here on
             pp_unlock(cython.address(self.ring.lock))
+            # The cache is emptied before any Python runs: the owner may come in meanwhile, and is to find nothing.
+            n = self.cache_n
+            memcpy(cached, self.cache, n * cython.sizeof(uint32_t))
+            self.cache_n = 0
+            self.leaving = n
             # Whatever a device raises, Ctrl-C too, the rest is still given back; the caller hears of it at the end.
             if self.frag_page != NO_PAGE:
                 try:
                     self.drain_frag()
                 except BaseException as error:
                     refused = error
-            while self.cache_n:
-                self.cache_n -= 1
-                number = self.cache[self.cache_n]
+            while self.leaving:
+                self.leaving -= 1
+                number = cached[self.leaving]
                 if pp_load64(cython.address(self.pages[number].word)) == self.word_cached:
                     try:
                         self.leave(number, LEFT_CLOSED)
@@ -206,14 +231,15 @@ class Control(Ledger):
             if self.map_mode == MAP_PAGE:
                 for lent in self.lent_ids():
                     try:
-                        self.unmap_page(lent)
+                        self.unmap_lent(lent)
                     except BaseException as error:
                         refused = error
         if self.inflight > 0:
             self.detach_time = time.monotonic()
         registry.notify("change" if self.inflight > 0 else "del", self.id)
-        if self.observer is not None:
-            self.observer("pool_release", self.id, self.inflight)
+        observer = self.the_observer()
+        if observer is not None:
+            observer("pool_release", self.id, self.inflight)
         if refused is not None:
             raise refused
         return 0

@@ -49,6 +49,7 @@ cdef class Tiers(Home):
     cdef uint64_t recycle_cache_full
     cdef uint64_t limit_hits
     cdef uint32_t cache[CACHE_SIZE]
+    cdef uint32_t leaving                 # entries of the cache that `destroy` has taken and not yet looked at
     # -- everybody's, changed by atomics
     cdef char _pad[64]
     cdef uint32_t release_cnt             # free-running, modulo 2**32
@@ -76,7 +77,7 @@ cdef class Tiers(Home):
     cdef uint32_t limit
     cdef uint32_t max_len
     cdef uint32_t dma_offset
-    cdef object pending                   # exception of a slow path that ran inside a nogil loop
+    cdef dict pending                     # thread -> exception of a slow path inside a nogil loop of its; or None
     cdef object observer                  # called on hold and release, or None: the tracepoints
     cdef object watermark                 # (high, low, callback, above) or None
 
@@ -110,7 +111,11 @@ cdef class Tiers(Home):
     cdef void note_high_water(self) noexcept nogil
     cdef uint32_t lent_now(self) noexcept nogil
     cdef int set_fast_threads(self) except -1
+    cdef object taken_pending(self)
     cdef int raise_pending(self) except -1
+    cdef void note_pending(self, object error) noexcept
+    cdef object the_observer(self)
+    cdef int unmap_lent(self, uint32_t id) except -1
 
 cdef inline uint32_t held_by(Tiers self) noexcept nogil:
     # Objects not yet back at the page allocator.

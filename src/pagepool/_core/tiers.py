@@ -30,6 +30,7 @@ from cython.cimports.pagepool._core.arena import (
     PG_MAPPED,
     PG_MM_SHIFT,
     PG_PFMEMALLOC,
+    PG_REF_MAX,
     PG_REF_SHIFT,
     PG_SPENT,
     pg_mm,
@@ -86,14 +87,36 @@ class Tiers(Home):
             self.raise_pending()
         return 0
 
+    def note_pending(self, error):
+        # What a slow path raises while the loop around it runs without the GIL waits for the loop's end; by thread, for
+        # many may be in such loops, and each is to hear of its own. Refusals are answered by a smaller count; anything
+        # else (Ctrl-C first of all) is the caller's to see, and the first of a loop stays.
+        if isinstance(error, (OSError, MemoryError, PoolClosedError)):
+            return
+        with cython.critical_section(self):
+            if self.pending is None:
+                self.pending = {}
+            self.pending.setdefault(pp_thread_id(), error)
+
+    def taken_pending(self):
+        # This thread's, or None.
+        error: object = None
+        with cython.critical_section(self):
+            if self.pending is not None:
+                error = self.pending.pop(pp_thread_id(), None)
+                if not self.pending:
+                    self.pending = None
+        return error
+
     def raise_pending(self):
-        # What a slow path raised while the loop around it ran without the GIL. Refusals were already answered by a
-        # smaller count; anything else (Ctrl-C first of all) is the caller's to see.
-        error = self.pending
-        self.pending = None
-        if error is not None and not isinstance(error, (OSError, MemoryError, PoolClosedError)):
+        error = self.taken_pending()
+        if error is not None:
             raise error
         return 0
+
+    def the_observer(self):
+        with cython.critical_section(self):  # `set_observer` may drop the old one this very moment
+            return self.observer
 
     def set_fast_threads(self):
         # The fast ways test one word: the owner's thread where nothing special is wanted, else 0, nobody.
@@ -117,7 +140,7 @@ class Tiers(Home):
 
     def refill(self):
         there: uint32_t = self.ring.count()
-        if there == 0:
+        if there == 0 or not self.open:  # closed: what is in the ring is the closing thread's, see `destroy`
             self.alloc_empty += 1
             return NO_PAGE
         if there > CACHE_REFILL:
@@ -218,7 +241,7 @@ class Tiers(Home):
             try:
                 self.crossed()
             except BaseException as error:  # the page is the caller's first
-                self.pending = error
+                self.note_pending(error)
         return best
 
     def keep(self, id):
@@ -234,7 +257,7 @@ class Tiers(Home):
         try:
             return self.slow()
         except BaseException as error:
-            self.pending = error
+            self.note_pending(error)
             return NO_PAGE
 
     def crossed(self):
@@ -263,11 +286,12 @@ class Tiers(Home):
         pp_store64(cython.address(self.pages[id].word), pg_word(PG_CACHED, self.slot, flags))
         self.hold_cnt += 1
         self.mark += 1
-        if self.observer is not None:
+        observer = self.the_observer()
+        if observer is not None:
             try:
-                self.observer("hold", id, self.hold_cnt)
+                observer("hold", id, self.hold_cnt)
             except BaseException as error:  # the page is in; the caller hears of it on the way out
-                self.pending = error
+                self.note_pending(error)
         return 0
 
     def alloc_ids(self, out, n):
@@ -314,7 +338,7 @@ class Tiers(Home):
         return done
 
     def lent_now(self):
-        return held_by(self) - self.cache_n - self.ring.count()
+        return held_by(self) - self.cache_n - self.leaving - self.ring.count()
 
     def note_high_water(self):
         # A record needs fewer than `mark` pages at home. Pages in the ring are at home too, so the ring is looked at
@@ -448,7 +472,7 @@ class Tiers(Home):
             return 0
         except BaseException as error:
             # A device refused to sync or unmap; the page went home all the same.
-            self.pending = error
+            self.note_pending(error)
         return 1
 
     def put_id(self, id, dma_sync_size, direct, holder, full):
@@ -539,9 +563,10 @@ class Tiers(Home):
             if pp_cas64(at, word, (cython.cast(uint64_t, pg_mm(word)) << PG_MM_SHIFT) | PG_DETACHED):
                 break
         self.drop_mm(id, 1)
-        if self.observer is not None:
+        observer = self.the_observer()
+        if observer is not None:
             try:
-                self.observer("release", id, count)
+                observer("release", id, count)
             except BaseException as error:
                 refused = error
         if refused is not None:
@@ -552,7 +577,7 @@ class Tiers(Home):
         try:
             self.leave(id, reason)
         except BaseException as error:
-            self.pending = error
+            self.note_pending(error)
 
     def unmap_page(self, id):
         # Exactly once, however many ask: the flag in the word decides.
@@ -566,6 +591,27 @@ class Tiers(Home):
                 break
         pp_add64(cython.address(self.page_unmaps), 1)
         self.dev.unmap(self.pages[id].dma_addr, self.object_bytes, self.dma_dir_obj)
+        return 0
+
+    def unmap_lent(self, id):
+        # At the end, of a page that somebody holds. A reference of our own keeps its memory until the device has let go
+        # of it: the holder may put it meanwhile.
+        at: cython.pointer[uint64_t] = cython.address(self.pages[id].word)
+        one: uint64_t = cython.cast(uint64_t, 1) << PG_REF_SHIFT
+        word: uint64_t
+        while True:
+            word = pp_load64(at)
+            if pg_slot(word) != self.slot or pg_state(word) != PG_LENT or not word & PG_MAPPED:
+                return 0
+            if pg_refs(word) == PG_REF_MAX:
+                return self.unmap_page(id)
+            if pp_cas64(at, word, (word & ~cython.cast(uint64_t, PG_MAPPED)) + one):
+                break
+        pp_add64(cython.address(self.page_unmaps), 1)
+        try:
+            self.dev.unmap(self.pages[id].dma_addr, self.object_bytes, self.dma_dir_obj)
+        finally:
+            self.put_id(id, -1, False, False, cython.NULL)
         return 0
 
     def drop_mm(self, id, n):
