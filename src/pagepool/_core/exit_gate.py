@@ -13,15 +13,15 @@ import os
 
 import cython
 from cython.cimports.libc.stdint import uint32_t
-from cython.cimports.pagepool._core.atomic import pp_add32, pp_load32_acquire, pp_store32_release
+from cython.cimports.pagepool._core.atomic import pp_add32, pp_add32_total, pp_load32_total, pp_store32_release
 from cython.cimports.posix.unistd import usleep
 
 
 def enter_python():
     if not is_initialized():
         return False
-    pp_add32(cython.address(inside), 1)
-    if is_attached() or pp_load32_acquire(cython.address(ending)) == 0:
+    pp_add32_total(cython.address(inside), 1)
+    if is_attached() or pp_load32_total(cython.address(ending)) == 0:
         return True
     leave_python()
     return False
@@ -33,9 +33,9 @@ def leave_python():
 
 def _close():
     # Whoever is inside may be waiting for the GIL: close the gate behind them, and let them have it.
-    pp_add32(cython.address(ending), 1)
+    pp_add32_total(cython.address(ending), 1)
     with cython.nogil:
-        while pp_load32_acquire(cython.address(inside)) != 0:
+        while pp_load32_total(cython.address(inside)) != 0:
             usleep(50)
 
 

@@ -25,6 +25,12 @@ static inline void pp_store64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, 
 static inline uint32_t pp_load32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void pp_store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 
+/* Sequentially consistent, for two sides that each announce themselves and then look whether the other has: one of them
+ * sees the other. All four accesses are of this kind. */
+static inline uint32_t pp_load32_total(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+static inline uint32_t pp_add32_total(uint32_t *p, uint32_t v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
+static inline void pp_store32_total(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
+
 /* Acquire: what follows is not read before. Release: what precedes is written before. */
 static inline uint64_t pp_load64_acquire(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline uint32_t pp_load32_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }

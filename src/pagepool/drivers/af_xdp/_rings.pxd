@@ -57,7 +57,7 @@ cdef class XskRings:
     cdef bint need_wakeup
     cdef bint busy_poll
     cdef uint32_t inside                  # threads in a method; `close` waits for them
-    cdef readonly bint closed
+    cdef uint32_t is_closed
     cdef dict sources                     # pool slot -> pool whose pages were sent here by a redirect
     cdef uint32_t *strangers              # completed pages of other pools, on their way home
     cdef uint32_t nr_strangers

@@ -22,11 +22,15 @@ from cython.cimports.libc.string import memset
 from cython.cimports.pagepool._core.arena import PG_LENT, pg_slot, pg_state
 from cython.cimports.pagepool._core.atomic import (
     pp_add32,
+    pp_add32_total,
+    pp_add64,
     pp_load32,
     pp_load32_acquire,
+    pp_load32_total,
     pp_load64,
     pp_lock,
     pp_store32_release,
+    pp_store32_total,
     pp_thread_id,
     pp_unlikely,
     pp_unlock,
@@ -129,9 +133,13 @@ class XskRings:
                     n = self._run(at, at + row, at + 2 * row, budget)
             else:
                 n = self._run(at, at + row, at + 2 * row, budget)
-            self.pool.leave_owner()
-            if self.nr_strangers:
-                self._send_home()
+            try:
+                self.pool.leave_owner()
+                if self.nr_strangers:
+                    self._send_home()
+            except BaseException:  # a hook of the pool's, or Ctrl-C: the caller will not hear of these frames
+                self.pool.put_ids(at, n, -1, False)
+                raise
         finally:
             PyBuffer_Release(cython.address(view))
             self._leave()
@@ -157,6 +165,8 @@ class XskRings:
         k: uint32_t = 0
         id: uint32_t
         at: uint32_t
+        length: uint32_t
+        addr: uint64_t
         first: uint32_t = 0
         mixed: cython.bint = False
         desc: cython.pointer[xsk_desc_t]
@@ -168,17 +178,19 @@ class XskRings:
             n = budget
         for i in range(n):
             desc = entries + ((self.rx.mine + i) & self.rx.mask)
-            if pp_unlikely(desc.addr >> CHUNK_SHIFT >= self.nr_pages):
-                self.bad_descriptors += 1
+            addr = pp_load64(cython.address(desc.addr))  # once, as the length: what was judged is what is used
+            length = pp_load32(cython.address(desc.len))
+            if pp_unlikely(addr >> CHUNK_SHIFT >= self.nr_pages):
+                pp_add64(cython.address(self.bad_descriptors), 1)
                 continue
-            id = cython.cast(uint32_t, desc.addr >> CHUNK_SHIFT)
-            at = cython.cast(uint32_t, desc.addr & (CHUNK_BYTES - 1))
+            id = cython.cast(uint32_t, addr >> CHUNK_SHIFT)
+            at = cython.cast(uint32_t, addr & (CHUNK_BYTES - 1))
             if pp_unlikely(self.where[id] != AT_RX):
-                self.bad_descriptors += 1
+                pp_add64(cython.address(self.bad_descriptors), 1)
                 continue
             self.where[id] = AT_REST
-            if pp_unlikely(desc.len > CHUNK_BYTES - at):
-                self.bad_descriptors += 1
+            if pp_unlikely(length > CHUNK_BYTES - at):
+                pp_add64(cython.address(self.bad_descriptors), 1)
                 self.pool.put_ids(cython.address(id), 1, -1, True)
                 continue
             if k == 0:
@@ -186,7 +198,7 @@ class XskRings:
             elif pp_unlikely(at != first):
                 mixed = True
             ids[k] = id
-            lengths[k] = desc.len
+            lengths[k] = length
             offsets[k] = at
             k += 1
         if n:
@@ -203,6 +215,7 @@ class XskRings:
         ids: uint32_t[BURST]
         room: uint32_t
         want: uint32_t
+        before: uint32_t
         got: uint32_t
         i: uint32_t
         filled: uint32_t = 0
@@ -212,7 +225,11 @@ class XskRings:
         room = self.fill.size - (self.fill.mine - pp_load32_acquire(self.fill.consumer))
         while room:
             want = room if room < BURST else BURST
+            before = self.fill.mine
             got = self.pool.alloc_ids(ids, want)
+            if pp_unlikely(self.fill.mine != before):  # a hook of the pool's has polled: the room is another
+                self.pool.put_ids(ids, got, -1, True)
+                break
             for i in range(got):
                 self.where[ids[i]] = AT_RX
                 entries[(self.fill.mine + i) & self.fill.mask] = cython.cast(uint64_t, ids[i]) << CHUNK_SHIFT
@@ -306,6 +323,8 @@ class XskRings:
         room: uint32_t
         done: uint32_t = 0
         id: uint32_t
+        at: uint32_t
+        length: uint32_t
         word: uint64_t
         desc: cython.pointer[xsk_desc_t]
         entries: cython.pointer[xsk_desc_t] = cython.cast(cython.pointer[xsk_desc_t], self.tx.entries)
@@ -314,20 +333,22 @@ class XskRings:
         pp_lock(cython.address(self.tx_lock))
         room = self.tx.size - (self.tx.mine - pp_load32_acquire(self.tx.consumer))
         while done < n and done < room:
-            id = ids[done]
+            id = pp_load32(ids + done)  # each once: the arrays are the caller's, who may write to them
+            at = pp_load32(offsets + done)
+            length = pp_load32(lengths + done)
             if id >= self.nr_pages or self.where[id] != AT_REST:
                 break
             word = pp_load64(cython.address(self.pool.pages[id].word))
             if pg_state(word) != PG_LENT or pg_slot(word) != slot:
                 break
-            if offsets[done] > CHUNK_BYTES or lengths[done] > CHUNK_BYTES - offsets[done]:
+            if at > CHUNK_BYTES or length > CHUNK_BYTES - at:
                 break
-            if lengths[done] < MIN_TX_BYTES:
+            if length < MIN_TX_BYTES:
                 break
             self.where[id] = AT_TX
             desc = entries + ((self.tx.mine + done) & self.tx.mask)
-            desc.addr = (cython.cast(uint64_t, id) << CHUNK_SHIFT) + offsets[done]
-            desc.len = lengths[done]
+            desc.addr = (cython.cast(uint64_t, id) << CHUNK_SHIFT) + at
+            desc.len = length
             desc.options = 0
             done += 1
         if done:
@@ -369,7 +390,7 @@ class XskRings:
                 return 0
             if self.need_wakeup and not pp_load32(self.tx.flags) & RING_NEED_WAKEUP:
                 return 0
-            self.tx_kicks += 1
+            pp_add64(cython.address(self.tx_kicks), 1)
             if sendto(self.fd, cython.NULL, 0, MSG_DONTWAIT, cython.NULL, 0) < 0:
                 error = errno
                 if error not in (EAGAIN, EBUSY, ENOBUFS, EINTR):
@@ -413,7 +434,7 @@ class XskRings:
                 addr = entries[(self.completion.mine + i) & self.completion.mask]
                 id = cython.cast(uint32_t, addr >> CHUNK_SHIFT)
                 if addr >> CHUNK_SHIFT >= self.nr_pages or self.where[id] != AT_TX:
-                    self.bad_descriptors += 1
+                    pp_add64(cython.address(self.bad_descriptors), 1)
                     continue
                 if pg_slot(pp_load64(cython.address(self.pool.pages[id].word))) == self.pool.slot:
                     self.where[id] = AT_REST
@@ -466,7 +487,7 @@ class XskRings:
                 return 0
             pool = self.sources.get(home)
             if pool is None:
-                self.bad_descriptors += n
+                pp_add64(cython.address(self.bad_descriptors), n)
                 continue
             direct = pool.owner == pp_thread_id()
             if direct:
@@ -483,10 +504,10 @@ class XskRings:
     def close(self) -> None:
         """Forget the mappings; the caller unmaps them and closes the socket, then calls `take_back`."""
         deadline = time.monotonic() + 1.0
-        self.closed = True  # from here on nobody enters; see `_enter`
-        while pp_load32_acquire(cython.address(self.inside)):
+        pp_store32_total(cython.address(self.is_closed), 1)  # from here on nobody enters; see `_enter_open`
+        while pp_load32_total(cython.address(self.inside)):
             if time.monotonic() > deadline:
-                self.closed = False
+                pp_store32_total(cython.address(self.is_closed), 0)
                 raise PoolBusyError("another thread has been inside these rings for a second; stop it first")
             time.sleep(0.0005)
         memset(cython.address(self.rx), 0, cython.sizeof(xsk_ring_t))
@@ -511,7 +532,7 @@ class XskRings:
         slot: uint32_t
         done: uint32_t = 0
         pool: Tiers
-        if not self.closed:
+        if not self.is_closed:
             raise RuntimeError("close the rings first: the kernel may still write to their pages")
         self._send_home()
         for id in range(self.nr_pages):
@@ -526,20 +547,17 @@ class XskRings:
         return done
 
     def _enter(self):
-        # Counted before `closed` is read, and `close` reads the count after it wrote `closed`: one of them
-        # sees the other.
-        pp_add32(cython.address(self.inside), 1)
-        if self.closed:
-            pp_add32(cython.address(self.inside), 0xFFFFFFFF)
+        if not self._enter_open():
             raise ValueError("the queue is closed")
         return 0
 
     def _enter_open(self):
-        # `_enter` for what any thread may call while another closes: false, and nothing to leave, once closed.
-        pp_add32(cython.address(self.inside), 1)
-        if not self.closed:
+        # Counted before `is_closed` is read, and `close` reads the count after it wrote `is_closed`: one of them sees
+        # the other. False, and nothing to leave, once closed.
+        pp_add32_total(cython.address(self.inside), 1)
+        if not pp_load32_total(cython.address(self.is_closed)):
             return True
-        pp_add32(cython.address(self.inside), 0xFFFFFFFF)
+        self._leave()
         return False
 
     def _leave(self):
@@ -577,7 +595,13 @@ class XskRings:
     @property
     def nr_tx_outstanding(self) -> int:
         """Frames queued whose pages have not come home yet."""
-        return self.tx_frames - self.tx_completed
+        completed: uint64_t = pp_load64(cython.address(self.tx_completed))  # first: it never overtakes the other
+        return pp_load64(cython.address(self.tx_frames)) - completed
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.is_closed != 0
 
     def __reduce__(self):
         raise TypeError("rings cannot be pickled")
