@@ -491,6 +491,8 @@ def test_bad_homes_and_ids_are_refused(pool: Any) -> None:
         Holding(pool, np.zeros(0, np.uint32), -1)
     with pytest.raises(MemoryError):
         Holding(pool, np.zeros(0, np.uint32), 1 << 60)
+    with pytest.raises(ValueError, match="more than there are pages"):
+        Holding(pool, np.zeros(1 << 30, np.uint32))  # 4 GiB that nobody touches
     with pytest.raises(TypeError, match="pickle"):
         __import__("pickle").dumps(Holding(pool, np.zeros(0, np.uint32)))
 

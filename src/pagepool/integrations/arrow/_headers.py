@@ -41,6 +41,8 @@ def read_headers(
     Context: whoever holds the pages. The GIL is held: a few microseconds.
     """
     i: cython.Py_ssize_t
+    start: int64_t
+    length: int64_t
     n: cython.Py_ssize_t = starts.shape[0]
     if lengths.shape[0] != n or out.shape[0] != n * cython.sizeof(pp_header_t):
         raise ValueError(f"{n} starts, {lengths.shape[0]} lengths and {out.shape[0]} bytes of headers do not fit")
@@ -49,10 +51,11 @@ def read_headers(
     header: cython.pointer[pp_header_t] = cython.cast(cython.pointer[pp_header_t], cython.address(out[0]))
     memset(header, 0, out.shape[0])
     for i in range(n):
-        if starts[i] < 0 or lengths[i] < 0 or lengths[i] > flat.shape[0] - starts[i]:
-            raise ValueError(f"frame {i}: {lengths[i]} bytes at {starts[i]} are not in {flat.shape[0]} bytes")
-        if lengths[i]:
-            _ethernet(cython.address(flat[starts[i]]), lengths[i], header + i)
+        start, length = starts[i], lengths[i]  # once: without a GIL somebody may write to them meanwhile
+        if start < 0 or length < 0 or length > flat.shape[0] - start:
+            raise ValueError(f"frame {i}: {length} bytes at {start} are not in {flat.shape[0]} bytes")
+        if length:
+            _ethernet(cython.address(flat[start]), length, header + i)
 
 
 def _ethernet(frame, end, out):

@@ -23,7 +23,7 @@ from cython.cimports.cpython.ref import Py_DECREF, Py_INCREF
 from cython.cimports.libc.stdint import uint32_t, uint64_t, uintptr_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memcpy
-from cython.cimports.pagepool._core.arena import PG_LENT, PG_REF_MAX, PG_REF_SHIFT, pg_refs, pg_slot, pg_state
+from cython.cimports.pagepool._core.arena import PG_LENT, PG_REF_MAX, PG_REF_SHIFT, PG_SPENT, pg_refs, pg_slot, pg_state
 from cython.cimports.pagepool._core.atomic import (
     pp_add32,
     pp_cas64,
@@ -107,7 +107,9 @@ def _put_ids(holding, done):
         cython.cast(Tiers, holding.home).raise_pending()
     elif holding.kind != HOME_OBJECT:
         rest = PyMemoryView_FromMemory(
-            cython.cast(cython.p_char, holding.ids + done), 4 * (holding.nr_ids - done), PyBUF_READ
+            cython.cast(cython.p_char, holding.ids + done),
+            cython.cast(cython.Py_ssize_t, holding.nr_ids - done) * 4,
+            PyBUF_READ,
         )
         cython.cast(object, holding.home).put_bulk(rest.cast("I"))
     return 0
@@ -251,17 +253,20 @@ class Holding:
         try:
             if view.itemsize != 4:
                 raise TypeError(f"ids must be a contiguous buffer of uint32, not of {view.itemsize}-byte items")
+            if view.len // 4 > (cython.cast(Tiers, home).nr_pages if kind != HOME_PUT_BULK else 0xFFFFFFFF):
+                raise ValueError(f"{view.len // 4} ids are more than there are pages")
             self._make(home, kind, view.buf, cython.cast(uint32_t, view.len // 4), size_bytes)
         finally:
             PyBuffer_Release(cython.address(view))
 
     def _make(self, home, kind, ids, n, size_bytes):
-        room: cython.Py_ssize_t = (size_bytes + ALIGN_BYTES - 1) // ALIGN_BYTES * ALIGN_BYTES
+        bytes_ids: cython.size_t = cython.cast(cython.size_t, n) * cython.sizeof(uint32_t)
+        room: cython.size_t = (cython.cast(cython.size_t, size_bytes) + ALIGN_BYTES - 1) // ALIGN_BYTES * ALIGN_BYTES
         block: cython.p_void = cython.NULL
         holding: cython.pointer[pp_holding_t] = cython.cast(
             cython.pointer[pp_holding_t], calloc(1, cython.sizeof(pp_holding_t))
         )
-        if holding == cython.NULL or posix_memalign(cython.address(block), ALIGN_BYTES, room + 4 * n + ALIGN_BYTES):
+        if holding == cython.NULL or posix_memalign(cython.address(block), ALIGN_BYTES, room + bytes_ids + ALIGN_BYTES):
             free(holding)
             raise MemoryError(f"no memory for {size_bytes} bytes of arrays")
         holding.block = cython.cast(cython.p_char, block)
@@ -271,15 +276,17 @@ class Holding:
         holding.ids = cython.cast(cython.pointer[uint32_t], holding.block + room)
         holding.nr_ids = n
         if n:
-            memcpy(holding.ids, ids, 4 * n)
+            memcpy(holding.ids, ids, bytes_ids)
         if kind != HOME_NONE:
             holding.home = cython.cast(cython.pointer[PyObject], home)
         try:
-            if kind == HOME_REFERENCE:
-                _take_references(holding)
             if kind == HOME_RING or kind == HOME_REFERENCE:
                 holding.anchor = _anchor_of(home, n)
+            if kind == HOME_REFERENCE:
+                _take_references(holding)
         except BaseException:
+            if holding.anchor != cython.NULL:
+                _let_go(holding.anchor, n)
             _free_holding(holding)
             raise
         if kind == HOME_PUT_BULK or kind == HOME_OBJECT:
@@ -322,7 +329,8 @@ def _take_references(holding):
     while i < holding.nr_ids:
         id = holding.ids[i]
         word = pp_load64(cython.address(pool.pages[id].word)) if id < pool.nr_pages else 0
-        if pg_state(word) != PG_LENT or pg_slot(word) != pool.slot or pg_refs(word) == PG_REF_MAX:
+        # Spent: the owner of the id has put it, and only views keep it lent.
+        if pg_state(word) != PG_LENT or pg_slot(word) != pool.slot or word & PG_SPENT or pg_refs(word) == PG_REF_MAX:
             holding.nr_ids = i
             for i in range(holding.nr_ids):
                 _put_reference(pool, holding.ids[i])
