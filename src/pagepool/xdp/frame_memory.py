@@ -15,9 +15,12 @@ import numpy as np
 
 from pagepool._core.params import PAGE_SIZE, PPFlag
 from pagepool._core.tensor import CPU_DEVICE, capsule
+from pagepool.xdp._gather import PageWindow
 from pagepool.xdp.driver import FramePool, U8Array, U64Array
 
 __all__ = ["FrameMemory"]
+
+_NR_DTYPES = 64
 
 
 class _ArenaBytes:
@@ -55,6 +58,8 @@ class FrameMemory:
         The same, one row per 4 KiB page; a page of a higher order spans the rows after its own.
     page_bytes : int
         Bytes of one page of this pool, ``4096 << order``.
+    pages : PageWindow
+        The same bytes, to gather columns from.
     cpu_access : callable or None
         What the pool's device wants to be told of the CPU's looks by, if it is one that judges them.
 
@@ -65,16 +70,19 @@ class FrameMemory:
     Context: any thread.
     """
 
-    __slots__ = ("_memory", "_pool", "_window", "cpu_access", "flat", "page_bytes", "rows")
+    __slots__ = ("_dtypes", "_memory", "_pool", "_window", "cpu_access", "flat", "page_bytes", "pages", "rows")
 
     flat: U8Array
     rows: U8Array
     page_bytes: int
+    pages: PageWindow
     cpu_access: Callable[[int, int], None] | None
 
     def __init__(self, pool: FramePool) -> None:
         self.flat = np.asarray(_ArenaBytes(pool.arena))
         self.rows = self.flat.reshape(-1, PAGE_SIZE)
+        self.pages = PageWindow(self.flat)
+        self._dtypes: dict[Any, np.dtype[Any]] = {}
         self._memory = pool.memory
         self._pool = pool
         self.cpu_access = _who_judges(pool)
@@ -100,6 +108,15 @@ class FrameMemory:
 
     def _rows_now(self) -> U8Array:
         return np.frombuffer(self._memory.view(), np.uint8).reshape(-1, PAGE_SIZE)
+
+    def dtype(self, spec: Any) -> np.dtype[Any]:
+        """Return ``np.dtype(spec)``; a name is remembered: without a GIL, threads that have NumPy read one are slow."""
+        found: np.dtype[Any] | None = self._dtypes.get(spec) if type(spec) is str else None
+        if found is None:
+            found = np.dtype(spec)
+            if type(spec) is str and len(self._dtypes) < _NR_DTYPES:
+                self._dtypes[spec] = found
+        return found
 
     def frame(self, page_id: int, offset: int, length: int) -> U8Array:
         """Return a writable view, ``(length,) uint8``, of part of a page that the caller holds.

@@ -5,8 +5,9 @@
 from DMA memory, an assignment is scattered into it. Invariant: every index is resolved inside the window
 ``[at, at + n_bytes)`` of each frame's own page; nothing outside it is ever read or written.
 
-Column gathers use fancy indexing on a strided view, never ``take``: ``take`` makes its operand contiguous
-first, which here would copy one byte of every page of the arena.
+Columns of all frames come from `PageWindow`; what it does not do (some rows, lists of columns, offsets that differ) is
+fancy indexing on a strided view, never ``take``: ``take`` makes its operand contiguous first, which here would copy one
+byte of every page of the arena.
 """
 
 from __future__ import annotations
@@ -179,6 +180,10 @@ class Headers:
 
     def __getitem__(self, key: Any) -> Any:
         self._batch.check_alive()
+        if self._offsets is None and type(key) is tuple and len(key) == 2 and _is_all(key[0]):
+            column = self._column(key[1])
+            if column is not None:
+                return column
         rows, cols = _split(key)
         if isinstance(rows, (int, np.integer)):
             row = self._row(int(rows))
@@ -210,13 +215,33 @@ class Headers:
         (n,) ndarray
             A new array; to write, use `set_field`.
         """
-        target, index = self._field(at, np.dtype(dtype))
+        wanted = self._memory.dtype(dtype)
+        if self._offsets is None and not wanted.hasobject and 0 < wanted.itemsize <= self.n_bytes - at and at >= 0:
+            self._batch.check_alive()
+            return self._gather(at, np.empty(len(self._batch.ids), wanted))
+        target, index = self._field(at, wanted)
         return target[index]  # type: ignore[no-any-return]
 
     def set_field(self, at: int, dtype: npt.DTypeLike, values: Any, rows: Any = None) -> None:
         """Scatter one number to every frame, or to those that `rows` selects (mask, indices or slice)."""
         target, index = self._field(at, np.dtype(dtype), _ALL if rows is None else rows)
         target[index] = values
+
+    def _column(self, cols: Any) -> U8Array | None:
+        """Gather a column, or several side by side, of all frames; None for what only `_locate` understands."""
+        n = len(self._batch.ids)
+        if type(cols) is int or isinstance(cols, (int, np.integer)):
+            return self._gather(self._col(int(cols)), np.empty(n, np.uint8))
+        if isinstance(cols, slice):
+            start, stop, step = cols.indices(self.n_bytes)
+            if step == 1 and start < stop:
+                return self._gather(start, np.empty((n, stop - start), np.uint8))
+        return None
+
+    def _gather(self, at: int, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Fill an array with the bytes of each frame from byte `at` of the window on, where all offsets are equal."""
+        self._memory.pages.gather(self._batch.ids, self._offset + self.at + at, out)
+        return out
 
     def _row(self, i: int) -> U8Array:
         ids = self._batch.ids
@@ -285,6 +310,11 @@ class Headers:
         if not -self.n_bytes <= col < self.n_bytes:
             raise IndexError(f"column {col} of a window of {self.n_bytes} bytes")
         return col if col >= 0 else col + self.n_bytes
+
+
+def _is_all(rows: Any) -> bool:
+    """Whether an index of rows is ``:``; to compare slices makes tuples."""
+    return type(rows) is slice and rows.start is None and rows.stop is None and rows.step is None
 
 
 def _split(key: Any) -> tuple[Any, Any]:

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+from typing import Any
+
+class PageWindow:
+    def __init__(self, flat: Any) -> None: ...
+    def gather(self, ids: Any, first: int, out: Any) -> None: ...
