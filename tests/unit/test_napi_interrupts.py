@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pagepool.drivers.loopback import LoopbackNic
 from pagepool.napi import InterruptGuard
 
 
@@ -98,3 +99,30 @@ def test_each_install_needs_an_uninstall(guard: InterruptGuard) -> None:
     guard.install()
     guard.uninstall()
     assert guard.is_installed
+
+
+def test_only_the_main_thread_is_delayed(guard: InterruptGuard) -> None:
+    said: list[bool] = []
+    other = threading.Thread(target=lambda: said.append(guard.is_delayed()))
+    other.start()
+    other.join()
+    assert (said, guard.is_delayed()) == ([False], True)
+
+
+def test_a_queue_that_comes_back_to_the_main_thread_holds_ctrl_c_back_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[str] = []
+
+    def receive(budget: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            ctrl_c()  # would end the test here, with whatever pages were in hand
+        received.append(threading.current_thread().name)
+
+    with LoopbackNic() as nic, nic.queue(0) as queue:
+        monkeypatch.setattr(queue, "_receive", receive)
+        other = threading.Thread(target=queue.poll, name="other")
+        other.start()
+        other.join()
+        queue.claim()
+        with pytest.raises(KeyboardInterrupt):
+            queue.poll()
+    assert received == ["other", "MainThread"]

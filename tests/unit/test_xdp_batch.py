@@ -54,7 +54,7 @@ def test_drop_all_never_makes_a_verdict_array(queue: RecordingQueue, pool: Any) 
     batch = queue.batch(frames(64))
     batch.drop()
     batch.complete()
-    assert batch.verdicts_or_none is None
+    assert batch._verdicts is None
     assert (pool.lent, queue.xdp_stats.drop) == (0, 64)
 
 

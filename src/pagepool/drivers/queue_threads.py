@@ -74,7 +74,7 @@ class QueueThreads:
         self._busy_poll_us = busy_poll_us
         self._threads: list[threading.Thread] = []
         self._failures: list[BaseException] = []
-        self._stop = threading.Event()
+        self._stops: list[threading.Event] = []  # of each thread: without a GIL, all asking one is slow
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._running = 0
@@ -90,16 +90,16 @@ class QueueThreads:
         """
         if self._threads:
             raise RuntimeError("these threads are running already, or nobody has joined them")
-        self._stop.clear()
+        self._stops = [threading.Event() for _ in self._cpus]
         self._ended.clear()
         self._failures = []
         self._frames_before = self._frames_now()
         self._running = self._nr_threads
         pairs = list(zip(self.queues, self._handlers, strict=True))
-        for number, cpu in enumerate(self._cpus):
+        for number, (cpu, stop) in enumerate(zip(self._cpus, self._stops, strict=True)):
             group = pairs[number :: self._nr_threads]
             name = ", ".join(queue.napi.name for queue, _ in group)
-            thread = threading.Thread(target=self._work, args=(group, cpu), name=name, daemon=True)
+            thread = threading.Thread(target=self._work, args=(group, cpu, stop), name=name, daemon=True)
             self._threads.append(thread)
             try:
                 thread.start()
@@ -109,7 +109,8 @@ class QueueThreads:
 
     def stop(self) -> None:
         """Have every thread end after the batch in hand; does not wait. Context: any thread."""
-        self._stop.set()
+        for stop in self._stops:
+            stop.set()
         for queue in self.queues:
             queue.napi.schedule()  # it wakes, polls once more, and looks
 
@@ -195,11 +196,11 @@ class QueueThreads:
 
     # -- in the threads ----------------------------------------------------------------------------------------------
 
-    def _work(self, group: _Group, cpu: int | None) -> None:
+    def _work(self, group: _Group, cpu: int | None, stop: threading.Event) -> None:
         try:
             if cpu is not None:
                 os.sched_setaffinity(0, {cpu})  # of this thread alone
-            run_together(group, self._stop.is_set, budget=self._budget, busy_poll_us=self._busy_poll_us)
+            run_together(group, stop.is_set, budget=self._budget, busy_poll_us=self._busy_poll_us)
         except BaseException as error:
             error.add_note(f"in the thread of {', '.join(repr(queue) for queue, _ in group)}")
             with self._lock:

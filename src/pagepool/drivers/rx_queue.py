@@ -71,6 +71,7 @@ class RxQueue(ABC):
         self._batch: XdpBatch | None = None
         self._handler: Callable[[XdpBatch], object] | None = None
         self._owner = 0
+        self._off_main = False  # the owner is a thread that no Ctrl-C comes to
         self._xmit_lock = threading.Lock()
         self._closed = False
         guard.install()
@@ -153,6 +154,9 @@ class RxQueue(ABC):
             raise QueueClosedError(f"{self!r} is closed")
         if self._batch is not None:
             self._batch.complete()
+        if self._off_main:
+            batch = self._batch = self._receive(budget)
+            return batch
         guard.enter()
         try:
             batch = self._batch = self._receive(budget)
@@ -247,20 +251,19 @@ class RxQueue(ABC):
         The old owner must be done with them.
         """
         self.pool.claim()
+        self._off_main = not guard.is_delayed()
         self._owner = threading.get_ident()
 
     def finish(self, batch: XdpBatch) -> None:
         """Carry the verdicts of a batch out; `XdpBatch.complete` calls this."""
+        if self._off_main and self._owner == threading.get_ident():
+            self._finish(batch)
+            return
         guard.enter()
         try:
-            if self._batch is batch:
-                self._batch = None
             if self._owner not in (0, threading.get_ident()):
                 batch.drop()  # it died in a thread that must not touch the device: its pages go home
-            try:
-                carry_out(self, batch)
-            finally:
-                self._flush()  # also when another queue's driver raised: this one's frames are posted
+            self._finish(batch)
         finally:
             guard.leave()
 
@@ -310,6 +313,14 @@ class RxQueue(ABC):
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
         return f"<{type(self).__name__} {self.name} queue {self.queue}{state}>"
+
+    def _finish(self, batch: XdpBatch) -> None:
+        if self._batch is batch:
+            self._batch = None
+        try:
+            carry_out(self, batch)
+        finally:
+            self._flush()  # also when another queue's driver raised: this one's frames are posted
 
     def _first_poll(self) -> None:
         if self._owner:

@@ -56,10 +56,12 @@ class XdpBatch(FrameSet):
     Context: one thread, the queue's owner. Every call after `complete` raises `DeadBatchError`.
     """
 
-    __slots__ = ("__weakref__", "_kept", "_leases", "_target_index", "_targets", "_verdicts", "_whole")
+    __slots__ = ("_kept", "_leases", "_target_index", "_targets", "_verdicts", "_whole")
 
     def __init__(self, driver: XdpDriver, ids: U32Array, lengths: U32Array, offsets: int | U32Array) -> None:
-        super().__init__(driver, ids, lengths, offsets)
+        FrameSet.__init__(
+            self, driver, ids, lengths, offsets
+        )  # not super(): its cell is every thread's, see docs/forwarding.md
         self._whole = _NONE
         self._verdicts: U8Array | None = None
         self._kept: npt.NDArray[np.bool_] | None = None
@@ -134,11 +136,7 @@ class XdpBatch(FrameSet):
     @property
     def verdicts(self) -> U8Array:
         """(n,) uint8 : the verdicts, `XdpAction` values, writable; ``NONE`` at first."""
-        if self._verdicts is None:
-            verdicts = np.empty(len(self.ids), np.uint8)
-            verdicts.fill(self._whole)
-            self._verdicts = verdicts
-        return self._verdicts
+        return self._each_verdict()
 
     def drop(self, mask: Any = None) -> None:
         """Give the pages back."""
@@ -259,14 +257,11 @@ class XdpBatch(FrameSet):
         """Say that nothing in the batch is owned any more."""
         self._done = True
 
-    @property
-    def whole_verdict(self) -> int:
-        """int : the verdict of all frames, as long as `verdicts_or_none` is None."""
-        return self._whole
-
-    @property
-    def verdicts_or_none(self) -> U8Array | None:
-        """(n,) uint8 or None : the verdict array if one was needed."""
+    def _each_verdict(self) -> U8Array:
+        if self._verdicts is None:
+            verdicts = np.empty(len(self.ids), np.uint8)
+            verdicts.fill(self._whole)
+            self._verdicts = verdicts
         return self._verdicts
 
     @property
@@ -289,7 +284,7 @@ class XdpBatch(FrameSet):
         if self._done:
             self.check_alive()
         if mask is not None:
-            self.verdicts[mask] = verdict
+            self._each_verdict()[mask] = verdict
         elif self._verdicts is None:
             self._whole = verdict
         else:

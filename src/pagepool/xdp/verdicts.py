@@ -49,19 +49,20 @@ def carry_out(driver: XdpDriver, batch: XdpBatch) -> None:
 
     Context: the queue's owner thread, as `XdpDriver.finish` calls it.
     """
-    if batch.completed:
+    # Slots, not properties: without a GIL every thread counts its references to the one property object of a class, and
+    # each count is a cache line that moves from CPU to CPU (docs/forwarding.md).
+    if batch._done:
         return
     n = len(batch)
     stats = driver.xdp_stats
     stats.rx_batches += 1
     stats.rx_frames += n
-    verdicts = batch.verdicts_or_none
-    kept = batch.kept_or_none
-    if verdicts is None and kept is None and batch.whole_verdict in (_DROP, _NONE):
+    whole, kept = batch._whole, batch._kept
+    if batch._verdicts is None and kept is None and whole in (_DROP, _NONE):
         # The common end of a batch: one call, no verdict array was ever made.
         driver.pool.put_bulk(batch.ids)
         batch.mark_completed()
-        if batch.whole_verdict == _DROP:
+        if whole == _DROP:
             stats.drop += n
         else:
             stats.none += n
@@ -71,36 +72,49 @@ def carry_out(driver: XdpDriver, batch: XdpBatch) -> None:
 
 def _carry_out_each(driver: XdpDriver, batch: XdpBatch, kept: _Mask | None) -> None:
     """The general path: each verdict that occurs, once, over the frames that have it."""
-    handover = _Handover(batch, kept)
+    error: BaseException | None = None
+    handover = None if kept is None else _Handover(batch, kept)  # made where it is needed: most batches only drop
     try:
-        _hand_over(driver, batch, handover)
-    except BaseException as error:
-        handover.error = handover.error or error
-    driver.pool.put_bulk(batch.ids[handover.back])
+        raw = _count(driver.xdp_stats, batch, kept)
+        if _TX in raw or _PASS in raw or _REDIRECT in raw:
+            if handover is None:
+                handover = _Handover(batch, kept)
+            _hand_over(driver, batch, handover, raw)
+    except BaseException as failure:
+        error = failure
+    driver.pool.put_bulk(batch.ids if handover is None else batch.ids[handover.back])
     batch.mark_completed()
-    for target in batch.targets:
+    if handover is not None:
+        error = handover.error or error
+    for target in batch._targets:
         try:
             getattr(target, "xdp_flush", _nothing)()
-        except BaseException as error:
-            handover.error = handover.error or error
-    if handover.error is not None:
-        raise handover.error
+        except BaseException as failure:
+            error = error or failure
+    if error is not None:
+        raise error
 
 
-def _hand_over(driver: XdpDriver, batch: XdpBatch, handover: _Handover) -> None:
-    """Count the verdicts and give away the frames that leave."""
-    stats, verdicts = driver.xdp_stats, batch.verdicts
+def _count(stats: XdpStats, batch: XdpBatch, kept: _Mask | None) -> bytes:
+    """Count the frames that stay, and return all verdicts; those that leave are counted where they are accepted."""
+    verdicts = batch._each_verdict()
     n_kept = 0
-    if handover.kept is not None:
+    if kept is not None:
         # KEEP cannot be taken back: the page already belongs to the caller.
-        verdicts[handover.kept] = _KEEP
-        n_kept = int(np.count_nonzero(handover.kept))
+        verdicts[kept] = _KEEP
+        n_kept = int(np.count_nonzero(kept))
     raw = verdicts.tobytes()
     stats.keep += n_kept
     stats.drop += raw.count(_DROP)
     stats.none += raw.count(_NONE)
     # Whatever is none of the known verdicts, and a KEEP written by hand, which nobody holds a page for.
     stats.aborted += len(raw) - n_kept - sum(map(raw.count, (_DROP, _NONE, _PASS, _TX, _REDIRECT)))
+    return raw
+
+
+def _hand_over(driver: XdpDriver, batch: XdpBatch, handover: _Handover, raw: bytes) -> None:
+    """Give away the frames that leave."""
+    stats, verdicts = driver.xdp_stats, batch._each_verdict()
     if _TX in raw:
         sent, lost = handover.give(driver.transmit, (verdicts == _TX).nonzero()[0], stats)
         stats.tx += sent + lost
@@ -122,11 +136,10 @@ def _hand_over(driver: XdpDriver, batch: XdpBatch, handover: _Handover) -> None:
 class _Handover:
     """Give frames away and remember which of them found no taker."""
 
-    __slots__ = ("back", "batch", "error", "inside", "kept", "looked")
+    __slots__ = ("back", "batch", "error", "inside", "looked")
 
     def __init__(self, batch: XdpBatch, kept: _Mask | None) -> None:
         self.batch = batch
-        self.kept = kept
         self.back = np.ones(len(batch), np.bool_) if kept is None else ~kept
         self.error: BaseException | None = None
         self.inside: _Mask | None = None
