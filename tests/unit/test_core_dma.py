@@ -286,7 +286,7 @@ def test_ctrl_c_in_map_reaches_the_caller_and_loses_nothing(door: str, when: int
     doors = {
         "alloc_frag": lambda: pool.alloc_frag(64),
         "alloc_bulk": lambda: pool.alloc_bulk(100),
-        "alloc_bulk_nogil": lambda: pool.alloc_bulk(200),
+        "alloc_bulk_nogil": lambda: pool.alloc_bulk(2048),
     }
     with pytest.raises(KeyboardInterrupt):
         doors.get(door, getattr(pool, door, None))()

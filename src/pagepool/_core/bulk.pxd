@@ -9,7 +9,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyNumber_AsSsize_t(object o, void *exception) except? -1
 
 cdef enum:
-    NOGIL_PAGES = 128        # from here on a call lets other Python threads run; why not below: docs/design.md
+    NOGIL_PAGES = 2048       # from here on a call lets other Python threads run; why not below: docs/design.md
 
 cdef class Bulk(Control):
     cdef object _new_ids(self, object asked)

@@ -51,7 +51,7 @@ class Bulk(Control):
 
         Notes
         -----
-        Context: the owner. From 128 pages on, other threads run meanwhile (no GIL). Ids are put with `put_bulk`, or
+        Context: the owner. From 2048 pages on, other threads run meanwhile (no GIL). Ids are put with `put_bulk`, or
         made handles by `page`; they are not given back by themselves while the pool lives.
         """
         view: Py_buffer
@@ -164,7 +164,7 @@ class Bulk(Control):
         Notes
         -----
         Context: any thread. The owner's pages go to the cache, then to the ring; another thread's to the ring under one
-        lock for all. From 128 pages on, other threads run meanwhile (no GIL).
+        lock for all. From 2048 pages on, other threads run meanwhile (no GIL).
         """
         view: Py_buffer
         done: uint32_t = 0

@@ -34,7 +34,7 @@ cdef enum:
     CHUNK_BYTES = 4096
     MIN_TX_BYTES = 14        # an Ethernet header; the kernel refuses less
     BURST = 64               # ids moved between a ring and the pool at once
-    NOGIL_FRAMES = 128       # from this budget on, a poll lets other Python threads run meanwhile
+    NOGIL_FRAMES = 2048      # from this budget on, a poll lets other Python threads run meanwhile; why: docs/design.md
     RING_NEED_WAKEUP = 1
 
 # Where a page of the arena is, as far as this socket knows.
