@@ -196,6 +196,20 @@ def test_frames_that_cannot_be_sent(opened) -> None:  # type: ignore[no-untyped-
     assert queue.stats().tx_errors == 2
 
 
+def test_the_doorbell_is_rung_by_those_who_send(opened) -> None:  # type: ignore[no-untyped-def]
+    nic, queue, _ = opened
+    doorbell, untouched = nic.registers[1], 0xDEAD
+    for turn, verdict in enumerate(("drop", "tx", "drop", "tx")):
+        doorbell.write32(TAIL, untouched)
+        nic.receive(frame(turn))
+        with queue.poll() as batch:
+            getattr(batch, verdict)()
+        if verdict == "drop":
+            assert doorbell.read32(TAIL) == untouched
+        else:
+            assert nic.sent() == [frame(turn)]
+
+
 def test_full_ring_takes_some(opened) -> None:  # type: ignore[no-untyped-def]
     nic, queue, _ = opened
     for _ in range(4):

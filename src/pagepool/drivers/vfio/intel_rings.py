@@ -232,6 +232,7 @@ class IntelTxRing(_Ring):
     ) -> None:
         super().__init__(memory, registers, at, size)
         self._second_word = second_word
+        self._told = 0
         self._lock = threading.Lock()
 
     def post(self, pool: Any, ids: U32Array, dma_addrs: U64Array, lengths: U32Array) -> int:
@@ -250,9 +251,11 @@ class IntelTxRing(_Ring):
             return n
 
     def ring_doorbell(self) -> None:
-        """Tell the device how far it may send."""
-        with self._lock:
-            self.write_tail()
+        """Tell the device how far it may send, if it was not told."""
+        if self._told != self.tail:
+            with self._lock:
+                self._told = self.tail
+                self.write_tail()
 
     def put_sent(self) -> None:
         """Send the pages of frames home that are on the wire."""

@@ -156,7 +156,8 @@ class VfioQueue(RxQueue):
 
     def transmit(self, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
         """Post frames for sending; see `pagepool.xdp.XdpDriver.transmit`."""
-        return self._post(self.pool, ids, lengths, offsets)
+        with self._xmit_lock:  # a redirect of another thread counts in the same figures
+            return self._post(self.pool, ids, lengths, offsets)
 
     def xdp_xmit(self, source: FramePool, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
         """Post frames of another queue; see `pagepool.xdp.XdpDriver.xdp_xmit`.

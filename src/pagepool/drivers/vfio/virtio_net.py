@@ -227,6 +227,7 @@ class VirtioTx:
     def __init__(self, queue: SplitQueue, notify: Any, header_dma_addr: int) -> None:
         self.queue = queue
         self._notify = notify
+        self._told = 0
         self._lock = threading.Lock()
         table = queue.table
         table["dma_addr"][::2] = header_dma_addr
@@ -254,9 +255,11 @@ class VirtioTx:
             return n
 
     def ring_doorbell(self) -> None:
-        """Tell the device to look."""
-        with self._lock:
-            self._notify()
+        """Tell the device to look, if there is anything new."""
+        if self._told != self.queue.offers:
+            with self._lock:
+                self._told = self.queue.offers
+                self._notify()
 
     def put_sent(self) -> None:
         """Send the pages of frames home that the device has read."""

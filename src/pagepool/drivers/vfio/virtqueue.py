@@ -54,6 +54,8 @@ class SplitQueue:
         Chains there are.
     posted : PostedPages
         By chain.
+    offers : int
+        Chains offered in all.
 
     Notes
     -----
@@ -75,7 +77,7 @@ class SplitQueue:
         self.posted = PostedPages(self.heads)
         self._free = np.arange(self.heads, dtype=np.uint32)  # a stack
         self.nr_free = self.heads
-        self._offered = self._seen = 0  # count for ever; the rings hold the low 16 bits
+        self.offers = self._seen = 0  # count for ever; the rings hold the low 16 bits
         self.bad = 0
 
     @property
@@ -95,10 +97,10 @@ class SplitQueue:
     def offer(self, chains: U32Array) -> None:
         """Let the device have these chains (2.7.13); it looks when it is notified."""
         n = len(chains)
-        at = (np.arange(self._offered, self._offered + n) & (self.size - 1)) + ENTRIES
+        at = (np.arange(self.offers, self.offers + n) & (self.size - 1)) + ENTRIES
         self._avail[at] = chains * np.uint32(self.chain)
-        self._offered += n
-        self._avail[INDEX] = self._offered & 0xFFFF  # the store after which it may read the entries
+        self.offers += n
+        self._avail[INDEX] = self.offers & 0xFFFF  # the store after which it may read the entries
 
     def reap(self, limit: int) -> tuple[U32Array, U32Array]:
         """Take up to `limit` chains back that the device has used (2.7.14).
