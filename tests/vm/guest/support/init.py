@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The guest's first process: mounts, loads modules, runs the suites one after another, and powers off.
+"""The guest's first process: mounts, loads modules, has the suites run, and powers off.
 
 What it says goes to the second serial line, which nothing else writes to: the kernel's messages have the
 first, and cannot land in the middle of a result.
@@ -17,10 +17,8 @@ import traceback
 from pathlib import Path
 
 from .modules import STOCK, insert, names
-from .plan import plan
 
 RESULTS_LINE = "/dev/ttyS1"
-CURRENT_TEST = Path("/tmp/current-test")
 LINUX_REBOOT_CMD_POWER_OFF = 0x4321FEDC
 MOUNTS = [
     ("proc", "/proc"),
@@ -53,8 +51,7 @@ def main() -> None:
             "seconds": round(time.clock_gettime(time.CLOCK_BOOTTIME), 2),
         }
         print("BOOT", json.dumps(facts), flush=True)
-        failures = sum(run_suite(suite, names) for suite, names in plan().suites)
-        print(f"DONE rc={min(failures, 127)}", flush=True)
+        run_suites()
         termios.tcdrain(1)
     except BaseException:
         Path("/dev/console").write_text(traceback.format_exc())
@@ -62,35 +59,19 @@ def main() -> None:
     libc.reboot(LINUX_REBOOT_CMD_POWER_OFF)
 
 
-def run_suite(suite: str, names: list[str]) -> int:
-    """Run a suite in a process of its own, go on after a test that kills it; return how many failed."""
-    print(f"\nSUITE {suite}", flush=True)
-    failures, left = 0, names
-    while left:
-        CURRENT_TEST.write_text("")
-        pid = os.fork()
-        if pid == 0:
-            interpreter = f"/usr/bin/python3.{platform.python_version_tuple()[1]}"
-            environment = {
-                "PATH": "/usr/bin:/usr/sbin",
-                "HOME": "/root",
-                "PYTHONPATH": "/rig:/site",
-                "LC_ALL": "C.UTF-8",
-            }
-            os.execve(interpreter, [interpreter, "-u", "-m", "vm.guest.support.runner", suite, *left], environment)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        current = CURRENT_TEST.read_text()
-        if not current:  # ended by itself; its exit status is the number of failures
-            return failures + abs(code)
-        print(f"\nFAIL {current}: its process ended with {_exit_text(code)}", flush=True)
-        failures += 1
-        left = left[left.index(current) + 1 :]
-    return failures
-
-
-def _exit_text(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit status {code}"
+def run_suites() -> None:
+    """Run the suites in a process of its own, and wait for it."""
+    pid = os.fork()
+    if pid == 0:
+        interpreter = f"/usr/bin/python3.{platform.python_version_tuple()[1]}"
+        environment = {
+            "PATH": "/usr/bin:/usr/sbin",
+            "HOME": "/root",
+            "PYTHONPATH": "/rig:/site",
+            "LC_ALL": "C.UTF-8",
+        }
+        os.execve(interpreter, [interpreter, "-u", "-m", "vm.guest.support.suites"], environment)
+    os.waitpid(pid, 0)
 
 
 def _mount(kind: str, target: str) -> None:

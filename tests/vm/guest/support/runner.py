@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs tests of one suite and prints a line for each: ``python -m vm.guest.support.runner SUITE NAME...``.
+"""Runs tests of one suite in this process, prints a line for each, and ends it.
 
 A test is a function ``test_NAME`` that returns; one that raises has failed. A test that takes too long ends
 the process with the traceback of every thread; the first process then goes on with the tests after it.
@@ -12,11 +12,26 @@ import importlib
 import os
 import sys
 import traceback
+from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
-from .init import CURRENT_TEST
 from .plan import plan
 from .suite import Skip
+
+CURRENT_TEST = Path("/tmp/current-test")
+
+
+def run(suite: str, names: list[str]) -> NoReturn:
+    """Run tests of a suite; the exit status is the number of failures."""
+    failures = 127
+    try:
+        failures = main(suite, names)
+    except BaseException:
+        traceback.print_exc(file=sys.stdout)
+    finally:
+        sys.stdout.flush()
+        os._exit(min(failures, 127))  # not the interpreter's exit: a pool or a mapping left over is no test's failure
 
 
 def main(suite: str, names: list[str]) -> int:
@@ -62,9 +77,3 @@ def _say(line: str) -> None:
 def _one_line(error: BaseException, *, named: bool = True) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if named and text else text or type(error).__name__
-
-
-if __name__ == "__main__":
-    failures = main(sys.argv[1], sys.argv[2:])
-    sys.stdout.flush()
-    os._exit(min(failures, 127))  # not the interpreter's exit: a pool or a mapping left over is no test's failure
