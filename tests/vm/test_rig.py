@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .guest.support.frames import HEADER_BYTES, echo_of, make_frame
-from .rig import hosttools, packages, qemu
+from .rig import crossing, hosttools, packages, qemu
 from .rig.apt import Mirror, Suite, machine_mirror
 from .rig.boots import BOOTS
 from .rig.cpio import CpioWriter
@@ -141,6 +141,37 @@ def test_a_cable_carries_frames_and_counts_echoes() -> None:
     nic.detach()
     port.close()
     assert (result["echoed"], result["wrong"], result["lost"]) == (50, 1, 0)
+
+
+def test_frames_cross_from_one_cable_to_another_and_faults_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest here forwards, but changes a frame, sends one back where it came from, and talks of its own accord."""
+    import socket
+    import threading
+
+    monkeypatch.setattr(crossing, "QUIET_SECONDS", 0.5)
+    ports = [FramePort(f"52:54:00:00:00:0{n}") for n in (1, 2)]
+    nics = [socket.socket(fileno=port.fileno_for_qemu()) for port in ports]
+    nics[1].send(b"\x33" * 12 + b"\x86\xdd" + bytes(40))
+
+    def forward(here: socket.socket, there: socket.socket, bad: bool) -> None:
+        for index in range(20):
+            frame = here.recv(2048)
+            if bad and index == 3:
+                frame = frame[:-1] + bytes([frame[-1] ^ 1])
+            (here if bad and index == 5 else there).send(frame)
+
+    guest = [
+        threading.Thread(target=forward, args=(*nics, True)),
+        threading.Thread(target=forward, args=(*nics[::-1], False)),
+    ]
+    for thread in guest:
+        thread.start()
+    result = crossing.cross(*ports, count=20, window=8, seed=0, min_bytes=60, max_bytes=1514)
+    for thread, nic, port in zip(guest, nics, ports, strict=True):
+        thread.join()
+        nic.detach()
+        port.close()
+    assert result == {"exact": 38, "wrong": 2, "lost": 2}
 
 
 def test_mirror_in_both_formats(tmp_path: Path) -> None:

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-from pagepool.drivers.af_xdp import AfXdpQueue
+from pagepool.drivers.af_xdp import AfXdpQueue, open_queues
+from pagepool.drivers.bridge import Bridge
+from pagepool.drivers.queue_group import QueueGroup
+from pagepool.drivers.queue_threads import Handler, QueueThreads
 from pagepool.errors import DeviceError
 from pagepool.xdp import XdpBatch
 
@@ -31,9 +35,9 @@ def echo(batch: XdpBatch) -> None:
     batch.tx()
 
 
-def interface() -> str:
+def interface(nic: str = NIC) -> str:
     """The NIC's interface, up."""
-    name = interface_of(device(NIC).mac)
+    name = interface_of(device(nic).mac)
     bring_up(name)
     return name
 
@@ -126,3 +130,51 @@ def test_pages_of_the_umem_on_a_node(nid: str) -> None:
         pages = carry(queue, 100)
         nodes = {numa.node_of(memory.base_vaddr + (page << 12)) for page in pages}
         assert nodes == {int(nid)}, nodes
+
+
+@only_on("newest")
+@cases("one memory, two threads", "one memory, one thread", "a memory for each, two threads")
+def test_bridge_between_two_zero_copy_interfaces(what: str) -> None:
+    """Both ways at once, every byte; by the pages' ids over one memory, copied and counted between two."""
+    os.sched_setaffinity(0, {0})  # threads too: a pool without a node gives pages back that are not where it is polled
+    names = [interface("virtio0"), interface("virtio1")]
+    how: dict[str, Any] = {"zerocopy": True, "promiscuous": True, **SMALL}
+    shared = what.startswith("one memory")
+    with open_queues(names, [0], **how) if shared else QueueGroup(AfXdpQueue(name, **how) for name in names) as queues:
+        pools = [queue.pool for queue in queues]
+        for queue in queues:  # all that the rings of both sides and a batch can hold, so that none is asked for later
+            assert queue.is_zerocopy
+            queue.pool.put_bulk(queue.pool.alloc_bulk(640))
+        before = [pool.stats().fresh for pool in pools]
+        seen: list[set[int]] = [set(), set()]
+        bridge = Bridge(*queues)
+        handlers = [watched(handler, ids) for handler, ids in zip(bridge.handlers, seen, strict=True)]
+        with QueueThreads(bridge.queues, handlers, threads=1 if what.endswith("one thread") else 2):
+            result = host.cross("virtio0", "virtio1", 300, seed=3).result()
+        stats = bridge.stats()
+        print(result, stats, f"pages that frames came in: {[len(ids) for ids in seen]}")
+        assert result == {"exact": 600, "wrong": 0, "lost": 0}
+        for way in (stats.a_to_b, stats.b_to_a):
+            assert (way.received, way.refused, way.judged) == (way.forwarded, 0, 0)
+            assert way.forwarded >= 300  # and what else the host's port was sent
+            assert way.copied == (0 if shared else way.forwarded)
+        assert (pools[0].arena is pools[1].arena) == shared
+        assert not shared or not seen[0] & seen[1], "a page is in one pool"
+        for queue, fresh in zip(queues, before, strict=True):
+            figures = queue.stats()
+            assert (figures.zerocopy, figures.socket.rx_dropped, figures.rings.bad_descriptors) == (True, 0, 0)
+            assert queue.pool.stats().fresh == fresh
+            queue.pool.check()
+    for pool in pools:
+        pool.check()
+        assert (pool.lent, pool.inflight) == (0, 0)
+
+
+def watched(handler: Handler, ids: set[int]) -> Handler:
+    """Return the handler, which then also writes down the pages of its frames."""
+
+    def watch(batch: XdpBatch) -> None:
+        ids.update(batch.ids.tolist())
+        handler(batch)
+
+    return watch

@@ -9,10 +9,11 @@ drop.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ..guest.support.frames import HOST_MAC, echo_of, make_frame
 
@@ -20,6 +21,11 @@ SOCKET_BUFFER_BYTES = 4 << 20
 # Emulation on a busy machine stalls for seconds: a frame counts as lost when nothing came for so long.
 QUIET_SECONDS = 60.0
 ETHERTYPE_IPV4 = b"\x08\x00"
+
+
+def is_ipv4(frame: bytes) -> bool:
+    """Whether it is one of ours, and not one that a kernel sends of its own accord."""
+    return frame[12:14] == ETHERTYPE_IPV4
 
 
 class FramePort:
@@ -39,6 +45,28 @@ class FramePort:
         self._ours.settimeout(QUIET_SECONDS)
         self._busy = threading.Lock()
 
+    def fileno(self) -> int:
+        """Return our end, for ``select``."""
+        return self._ours.fileno()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the port for oneself, without frames of before."""
+        with self._busy:
+            self._drop_old_frames()
+            yield
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send one frame; inside `alone`."""
+        self._ours.send(frame)
+
+    def receive_frame(self) -> bytes:
+        """Return the next frame, whatever it is, b"" after a long quiet; inside `alone`."""
+        try:
+            return self._ours.recv(65536)
+        except OSError:  # a time-out, or the port was closed, or QEMU is gone
+            return b""
+
     def fileno_for_qemu(self) -> int:
         """Return the file descriptor that QEMU is to inherit."""
         return self._qemus.fileno()
@@ -54,8 +82,7 @@ class FramePort:
 
     def inject(self, count: int, window: int, seed: int, min_bytes: int, max_bytes: int) -> dict[str, float]:
         """Send frames, at most ``window`` under way, and match what comes back with `echo_of` each."""
-        with self._busy:
-            self._drop_old_frames()
+        with self.alone():
             started = time.monotonic()
             frames = iter(self._frames(0, count, seed, min_bytes, max_bytes))
             awaited: set[bytes] = set()
@@ -111,13 +138,10 @@ class FramePort:
 
     def _receive(self) -> bytes | None:
         """Return the next IPv4 frame, None after a long quiet; kernels send others of their own accord."""
-        try:
-            while True:
-                frame = self._ours.recv(65536)
-                if frame[12:14] == ETHERTYPE_IPV4:
-                    return frame
-        except OSError:  # a time-out, or the port was closed, or QEMU is gone
-            return None
+        while frame := self.receive_frame():
+            if is_ipv4(frame):
+                return frame
+        return None
 
     def _drop_old_frames(self) -> None:
         self._ours.setblocking(False)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .borrower import borrow
+from .crossing import cross
 from .frames import FramePort
 
 MAX_SHARED_BYTES = 1024  # an answer must fit the guest's serial buffer
@@ -68,6 +69,10 @@ class HostCalls:
     def expect(self, nic: str, **how: int) -> dict[str, float]:
         """Check frames that the guest made."""
         return self._ports[nic].expect(**how)
+
+    def cross(self, a: str, b: str, **how: int) -> dict[str, float]:
+        """Send frames into each of two NICs and check what comes out of the other."""
+        return cross(self._ports[a], self._ports[b], **how)
 
     def iommu_faults(self) -> dict[str, int]:
         """Count refused accesses."""

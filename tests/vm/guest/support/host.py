@@ -113,6 +113,20 @@ def expect(nic: str, count: int, *, seed: int = 0, min_bytes: int = 60, max_byte
     return Call("expect", {"nic": nic, "count": count, "seed": seed, "min_bytes": min_bytes, "max_bytes": max_bytes})
 
 
+def cross(
+    a: str, b: str, count: int, *, window: int = 16, seed: int = 0, min_bytes: int = 60, max_bytes: int = 1514
+) -> Call:
+    """Send ``count`` frames into each of two NICs, for a station that is nobody's, and expect them out of the other.
+
+    Returns
+    -------
+    Call
+        Result: ``exact``, ``wrong`` and ``lost`` frames, of both directions together.
+    """
+    sizes = {"min_bytes": min_bytes, "max_bytes": max_bytes}
+    return Call("cross", {"a": a, "b": b, "count": count, "window": window, "seed": seed, **sizes})
+
+
 def iommu_faults() -> int:
     """Return how many device accesses the IOMMU has refused so far: unlike the kernel's log, every one.
 
