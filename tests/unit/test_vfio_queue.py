@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -276,6 +277,24 @@ def test_redirect_from_a_pool_it_cannot_reach(opened, memory) -> None:  # type: 
         nic.sent()
         queue.poll()
         assert layered.lent == 0
+
+
+def test_a_queue_that_does_not_stop_keeps_no_page(memory) -> None:  # type: ignore[no-untyped-def]
+    nic = FakeNic(memory)
+    queue = VfioQueue(nic, 0, memory=memory)  # type: ignore[arg-type]
+    pool = queue.pool
+    stop = nic.put_queue
+
+    def fail(number: int) -> None:
+        stop(number)
+        raise DeviceError(errno.ETIMEDOUT, "stop queue 0 of", nic.name, "the device does not answer")
+
+    nic.put_queue = fail  # type: ignore[method-assign]
+    with pytest.raises(DeviceError, match="does not answer"):
+        queue.close()
+    assert nic.events[-1] == "close"
+    pool.check()
+    assert pool.lent == 0
 
 
 def test_closed(opened) -> None:  # type: ignore[no-untyped-def]

@@ -259,6 +259,36 @@ def test_threads_for_the_queues_of_an_igb(what: str) -> None:
     assert threading.get_ident() not in set().union(*(worker.threads for worker in workers))
 
 
+def test_each_thread_closes_its_own_queue() -> None:
+    """All at once: the last to be done, whichever it is, gives the NIC back; it can be opened again."""
+    for turn in range(3):
+        queues = open_nic("igb0", 4)
+        dev, pools = queues[0].nic.device, [queue.pool for queue in queues]
+        call = host.inject("igb0", 40, seed=turn)
+        together = threading.Barrier(len(queues) + 1)
+        threads = [threading.Thread(target=serve_and_close, args=(queue, together)) for queue in queues]
+        for thread in threads:
+            thread.start()
+        assert is_perfect(call.result(), 40), call.result()
+        for queue in queues:
+            queue.napi.stop()
+        together.wait(60)
+        for thread in threads:
+            thread.join(60)
+        assert dev.closed
+        assert dev.mappings == {}
+        for pool in pools:
+            pool.check()
+            assert pool.lent == 0, pool.holders()
+
+
+def serve_and_close(queue: VfioQueue, together: threading.Barrier) -> None:
+    """Echo until the queue is told to stop, and close it when all others do."""
+    queue.run(echo)
+    together.wait(60)
+    queue.close()
+
+
 def test_a_handler_that_raises_ends_all_threads() -> None:
     """It is raised where the threads are joined, the batch in hand is completed, and the NIC goes on afterwards."""
 

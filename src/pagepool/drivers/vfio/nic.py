@@ -92,7 +92,7 @@ class Nic(ABC):
 
     Notes
     -----
-    Context: opened, started and closed by one thread at a time.
+    Context: opened and started by one thread; its queues are closed by any, also at once.
     """
 
     PCI_IDS: ClassVar[frozenset[tuple[int, int]]]
@@ -125,7 +125,7 @@ class Nic(ABC):
         self.interrupts: Interrupts | None = None
         self._wants_interrupts = interrupts
         self._memory = memory
-        self._users = nr_queues
+        self._users = self._unclosed = nr_queues
         self._lock = threading.Lock()
         try:
             if device.function.can_reset:
@@ -179,14 +179,24 @@ class Nic(ABC):
     # The end.
 
     def put_queue(self, queue: int) -> None:
-        """Take the queue out of service; the last one turns the device off. Then its pages may go home."""
+        """Take the queue out of service; the last one turns the device off. Then its pages may go home.
+
+        Raises
+        ------
+        DeviceError
+            It does not stop. The whole device is off then, and its pages may go home all the same.
+        """
         with self._lock:
             self._users -= 1
             last = self._users == 0
         if last:
             self.halt()
-        else:
+            return
+        try:
             self.stop_queue(queue)
+        except DeviceError:
+            self.halt()
+            raise
 
     def halt(self) -> None:
         """Stop all DMA, at the root: whatever the device's own registers say."""
@@ -200,8 +210,11 @@ class Nic(ABC):
                 pass  # bus mastering is off: that is enough
 
     def close_if_unused(self) -> None:
-        """Close, if no queue is left."""
-        if self._users <= 0:
+        """Count a queue whose pages are all home; close with the last, whichever thread that is in."""
+        with self._lock:
+            self._unclosed -= 1
+            last = self._unclosed == 0
+        if last:
             self.close()
 
     def close(self) -> None:

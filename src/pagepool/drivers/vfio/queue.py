@@ -243,12 +243,14 @@ class VfioQueue(RxQueue):
         )
 
     def _close(self) -> None:
-        self.nic.put_queue(self.queue)
-        self._rx.release()
-        self._tx.release()
-        if self._own_pool is not None:
-            self._own_pool.close()
-        self.nic.close_if_unused()
+        try:
+            self.nic.put_queue(self.queue)
+        finally:
+            self._rx.release()
+            self._tx.release()
+            if self._own_pool is not None:
+                self._own_pool.close()
+            self.nic.close_if_unused()
 
 
 def make_pool(nic: Nic, memory: Any, **fields: Any) -> PagePool:
