@@ -8,9 +8,6 @@ QEMU keeps what is written there and steers no frame by it: what is asserted is 
 from __future__ import annotations
 
 import errno
-import importlib.util
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 
@@ -19,10 +16,10 @@ from pagepool.drivers.flow_rules import FlowRules
 from pagepool.errors import DeviceError
 
 from .support import modules
+from .support.command import Command
 from .support.net import bring_up, interface_of
 from .support.pci import PciDevice
 from .support.plan import device
-from .support.suite import Skip
 
 BOOTS = ("newest",)
 MODULES = ("igb", "flow_rules")
@@ -90,41 +87,26 @@ def test_what_this_nic_cannot_match() -> None:
 
 
 def test_the_command_has_rules_while_it_runs() -> None:
-    if importlib.util.find_spec("typer") is None:
-        raise Skip("typer is not in the guest")
     ifname = interface()
-    command = [
-        sys.executable,
-        "-m",
-        "pagepool.cli",
-        "rx",
-        ifname,
-        "--steer",
-        "1:ether proto 0x88b5",
-        "--steer",
-        "0:arp",
-    ]
     before = ethtool.feature(ifname, ethtool.NTUPLE)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        print(*(process.stdout.readline() for _ in range(3)))
-        with FlowRules(ifname) as rules:
-            queues = sorted(rule.queue for rule in rules.listed() if rule.queue is not None)
-        process.terminate()
-        out, errors = process.communicate(timeout=60)
+    command = Command("rx", ifname, "--steer", "1:ether proto 0x88b5", "--steer", "0:arp")
+    print(*(command.stdout.readline() for _ in range(3)))
+    with FlowRules(ifname) as rules:
+        queues = sorted(rule.queue for rule in rules.listed() if rule.queue is not None)
+    command.terminate()
+    out, errors, status = command.stdout.read(), command.stderr.read(), command.wait()
     print(out)
-    assert (process.returncode, errors) == (0, ""), errors
+    assert (status, errors) == (0, ""), errors
     assert queues == [0, 1]
     assert "itself sends 'arp' to queue 0, by one rule" in out
     with FlowRules(ifname) as rules:
         assert rules.listed() == []
     assert ethtool.feature(ifname, ethtool.NTUPLE) == before
-    refused = subprocess.run(
-        [*command[:5], "--steer", "0:udp dst port 53"], capture_output=True, text=True, timeout=120
-    )
-    print(refused.stderr)
-    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-    assert "cannot match these fields" in refused.stderr
+    command = Command("rx", ifname, "--steer", "0:udp dst port 53")
+    errors, status = command.stderr.read(), command.wait()
+    print(errors)
+    assert (status, errors.count("\n")) == (1, 1)
+    assert "cannot match these fields" in errors
 
 
 def test_the_rss_table() -> None:

@@ -8,6 +8,7 @@ should. QEMU's 82576 does obey its RSS table, with the kernel's igb between: tha
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from pagepool.testing.frames import ethernet_frame, udp_frame
 
 from .flow_rules import interface, refusal
 from .support import host, modules
+from .support.command import Command
 from .support.frames import make_frame
 from .support.net import bring_up
 from .support.suite import cases
@@ -185,6 +187,26 @@ def test_rules_decide_as_filters_do() -> None:
             print(f"{filter!r}: {len(places)} rules, {len(taken)} of {len(frames)} frames")
             assert 0 < len(wanted) < len(frames), filter
             assert (taken, len(others)) == (wanted, len(frames) - len(wanted)), filter
+
+
+def test_the_command_steers() -> None:
+    """``pagepool rx --steer``: the frames are where the rule sends them, and the rule goes with the command."""
+    with rule_nic():
+        queues = ("--queue", "0", "--queue", "3", "--steer", "3:ip and udp dst port 53")
+        command = Command("rx", NIC, *queues, "--action", "drop", "--seconds", "60", "--json")
+        samples = [json.loads(command.stdout.readline())]
+        others = [frame for frame in flows() if not matches("ip and udp dst port 53", frame)]
+        send(dns(30) + others)
+        while samples[-1].get("frames", 0) < 30 + len(others) and (line := command.stdout.readline()):
+            samples.append(json.loads(line))
+        command.terminate()
+        samples += [json.loads(line) for line in command.stdout]
+        errors, status = command.stderr.read(), command.wait()
+        assert (status, errors) == (0, ""), errors
+        print({queue["queue"]: queue["frames"] for queue in samples[-1]["queues"]})
+        assert {queue["queue"]: queue["frames"] for queue in samples[-1]["queues"]} == {0: len(others), 3: 30}
+        with FlowRules(NIC) as rules:
+            assert rules.listed() == []
 
 
 @cases("ip proto 47", "sctp dst port 9")
