@@ -169,7 +169,7 @@ def show_drained(rows: Sequence[Drained]) -> None:
     rounds = max((len(row.kpps) for row in rows), default=0)
     table = Table(
         f"Two queues: medians and quartiles of up to {rounds} rounds in turns, kpps of both together",
-        ("row", "kpps", "quartiles", "CPU ns/frame", "to 1", "its quartiles"),
+        ("row", "kpps", "quartiles", "got", "CPU ns/frame", "to 1", "its quartiles"),
         ("row",),
     )
     for row in rows:
@@ -179,7 +179,8 @@ def show_drained(rows: Sequence[Drained]) -> None:
                 row.name,
                 _number(row.spread.median),
                 _quartiles(row.spread),
-                _number(spread(row.cpu_ns).median) if row.cpu_ns else "",
+                f"{100 * spread(row.got).median:.1f} %" if row.got else "",
+                _number(spread(row.cpu_ns).median),
                 f"{speedup.median:.2f}",
                 f"{speedup.q1:.2f} to {speedup.q3:.2f}",
             )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.case import Spread, spread
+from benchmarks.quiet import real_time
 
 __all__ = ["Drained", "Way", "drain_in_turns"]
 
@@ -29,6 +30,8 @@ class Drained:
     ----------
     kpps : list of float
         Thousand frames a second, of both queues together.
+    got : list of float
+        Received of sent, 0 to 1, where frames are sent meanwhile.
     cpu_ns : list of float
         CPU time per frame of all threads, the kernel's work in their system calls included.
     speedup : list of float
@@ -37,6 +40,7 @@ class Drained:
 
     name: str
     kpps: list[float] = field(default_factory=list)
+    got: list[float] = field(default_factory=list)
     cpu_ns: list[float] = field(default_factory=list)
     speedup: list[float] = field(default_factory=list)
 
@@ -92,12 +96,13 @@ def _time(way: Way, frames: int, plan: _Plan) -> tuple[float, float]:
 
     def work(cpu: int, queues: Sequence[int]) -> None:
         os.sched_setaffinity(0, {cpu})
-        begin.wait()
-        start, used = time.perf_counter(), time.thread_time()
-        for queue in queues:
-            way.drain(queue, frames)
-        used = time.thread_time() - used
-        spans.append((start, time.perf_counter(), used))
+        with real_time(1):
+            begin.wait()
+            start, used = time.perf_counter(), time.thread_time()
+            for queue in queues:
+                way.drain(queue, frames)
+            used = time.thread_time() - used
+            spans.append((start, time.perf_counter(), used))
 
     threads = [threading.Thread(target=work, args=one) for one in plan]
     for thread in threads:

@@ -3,23 +3,23 @@
 
 On veth the sender's CPU does the device's work and decides the queue. So each queue brings its CPU, its traffic and its
 thread, and a second one doubles all three: what more there is to receive is what the process itself does not hinder.
-Sender and receiver share a CPU; what they cannot both have is lost, and not counted.
+
+Sender and receiver share a CPU. Which of them runs must not be the scheduler's to say, else its time slices are what is
+measured: a sender that goes on when the ring is full drops what the receiver, asleep once it has caught up, could have
+had. The receiver runs first whenever there is a frame, so none is lost, and a frame costs what the two take for it.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 from benchmarks.receive.drained import Drained
+from benchmarks.receive.metered import run_metered
 from pagepool.drivers.af_xdp import AfXdpQueue
-from pagepool.drivers.queue_threads import QueueThreads
 from pagepool.testing.generator import Generator
 from pagepool.xdp import XdpBatch
 
 __all__ = ["receive_in_turns"]
-
-_WARM_S = 0.1
 
 
 def receive_in_turns(
@@ -30,7 +30,7 @@ def receive_in_turns(
     *,
     rounds: int,
     seconds: float,
-    cpus: tuple[int, int],
+    cpus: Sequence[int],
     progress: Callable[[str], None],
 ) -> list[Drained]:
     """Receive for `seconds` with every budget, on one queue and on both, `rounds` times in turns.
@@ -45,28 +45,18 @@ def receive_in_turns(
     for number in range(rounds):
         progress(f"live frames: round {number + 1} of {rounds}")
         for budget, rows in found.items():
-            for row, n in zip(rows, (1, 2), strict=True):
-                row.kpps.append(_kpps(queues[:n], senders[:n], handler, budget, seconds, cpus[:n]))
-                row.speedup.append(row.kpps[-1] / rows[0].kpps[-1])
+            alone = slice(number % 2, number % 2 + 1)  # one queue, of one CPU and of the other by turns
+            for row, chosen in zip(rows, (alone, slice(2)), strict=True):
+                meter = run_metered(
+                    queues[chosen],
+                    handler,
+                    budget=budget,
+                    seconds=seconds,
+                    cpus=cpus[chosen],
+                    senders=senders[chosen],
+                )
+                row.kpps.append(meter.kpps)
+                row.cpu_ns.append(meter.cpu_ns)
+                row.got.append(meter.frames / max(meter.sent, 1))
+                row.speedup.append(meter.kpps / rows[0].kpps[-1])
     return [row for rows in found.values() for row in rows]
-
-
-def _kpps(
-    queues: Sequence[AfXdpQueue],
-    senders: Sequence[Generator],
-    handler: Callable[[XdpBatch], object],
-    budget: int,
-    seconds: float,
-    cpus: Sequence[int],
-) -> float:
-    for sender in senders:
-        sender.start()
-    try:
-        with QueueThreads(queues, handler, cpus=cpus, budget=budget) as threads:
-            time.sleep(_WARM_S)
-            start, before = time.perf_counter(), threads.frames
-            time.sleep(seconds)
-            return (threads.frames - before) / (time.perf_counter() - start) / 1e3
-    finally:
-        for sender in senders:
-            sender.stop()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""One thread and two on two AF_XDP queues: with a NumPy verdict, and forwarding.
+"""One thread and two on two queues: with a NumPy verdict, and forwarding.
 
-Frames wait in the rings before the clock starts, see `benchmarks.receive.drained`; or come all the while, from a sender
-on each thread's own CPU, see `benchmarks.receive.own_sender`. On an interpreter with a GIL a verdict runs under it, and
-sending does not.
+Three ways, by what there is besides Python: nothing (`benchmarks.receive.endless`); the kernel that sends, for frames
+that wait in the rings before the clock starts (`benchmarks.receive.drained`); the kernel that receives, and a sender on
+each thread's own CPU (`benchmarks.receive.own_sender`). On an interpreter with a GIL a verdict runs under it, and the
+kernel's share does not.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from functools import partial
 
 import numpy as np
 
+from benchmarks.quiet import real_time
 from benchmarks.receive.arrivals import Arrivals
 from benchmarks.receive.drained import Drained, Way, drain_in_turns
+from benchmarks.receive.endless import look_in_turns
 from benchmarks.receive.own_sender import receive_in_turns
 from benchmarks.setting import Setting
 from pagepool.drivers.af_xdp import AfXdpQueue, open_queues
@@ -31,7 +34,10 @@ __all__ = ["queue_rows"]
 
 _RING = 8192
 _SPARE = 64  # the last frames of a full ring come late
-_VERDICT_BUDGETS = (64, 256, 1024, 4096)
+_SEND_CHUNK = 1 << 21  # frames a system call: between two of them a live sender idles for some 20 ms
+_LOOK_S = 0.3
+_LIVE_S = 0.6  # nobody else gets a CPU meanwhile
+_LOOK_BUDGETS = (64, 256, 1024, 4096)
 _FORWARD_BUDGETS = (64, 256)
 _LIVE_BUDGETS = (64, 256)
 
@@ -44,6 +50,9 @@ def queue_rows(setting: Setting) -> list[Drained]:
         return []
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     setting.notes.append(f"two queues: the interpreter runs {'with' if gil else 'without'} a GIL")
+    with real_time(1) as allowed:
+        if not allowed:
+            setting.notes.append("two queues: no real-time priorities; live frames show the scheduler's time slices")
     try:
         return _rows(setting, (cpus[0], cpus[1]))
     except DeviceError as error:
@@ -63,7 +72,18 @@ def _rows(setting: Setting, cpus: tuple[int, int]) -> list[Drained]:
         usable = os.sched_getaffinity(0)
         os.sched_setaffinity(0, set(cpus))  # on veth the sender's CPU decides the queue
         stack.callback(os.sched_setaffinity, 0, usable)
-        senders = [stack.enter_context(LiveGenerator(pair.far, frame, cpu=cpu)) for cpu in cpus]
+        senders = [
+            stack.enter_context(LiveGenerator(pair.far, frame, cpu=cpu, chunk_frames=_SEND_CHUNK)) for cpu in cpus
+        ]
+        looked = look_in_turns(
+            frame,
+            _judge,
+            _LOOK_BUDGETS,
+            rounds=setting.passes,
+            seconds=_LOOK_S,
+            cpus=cpus,
+            progress=setting.progress,
+        )
         drained = drain_in_turns(_ways(queues, senders), setting.rounds, cpus, setting.progress)
         live = receive_in_turns(
             queues,
@@ -71,11 +91,11 @@ def _rows(setting: Setting, cpus: tuple[int, int]) -> list[Drained]:
             _judge,
             _LIVE_BUDGETS,
             rounds=setting.passes,
-            seconds=setting.receive_s,
+            seconds=_LIVE_S,
             cpus=cpus,
             progress=setting.progress,
         )
-        return drained + live
+        return looked + drained + live
 
 
 def _ways(queues: list[AfXdpQueue], senders: list[LiveGenerator]) -> list[Way]:
@@ -86,26 +106,13 @@ def _ways(queues: list[AfXdpQueue], senders: list[LiveGenerator]) -> list[Way]:
             sender.send(_RING - _SPARE)
         return _RING - _SPARE
 
-    def judge_all(budget: int, number: int, frames: int) -> None:
-        queue = queues[number]
-        queue.claim()
-        while frames > 0:
-            batch = queue.poll(budget)
-            if batch is not None:
-                frames -= len(batch)
-                _judge(batch)
-                batch.complete()
-
     def forward_all(budget: int, number: int, frames: int) -> None:
         for queue in bridges[number].queues:
             queue.claim()
         while frames > 0:
             frames -= bridges[number].poll(budget)
 
-    return [
-        *(Way(f"NumPy verdict {budget}", fill, partial(judge_all, budget)) for budget in _VERDICT_BUDGETS),
-        *(Way(f"forward {budget}", fill, partial(forward_all, budget)) for budget in _FORWARD_BUDGETS),
-    ]
+    return [Way(f"forward {budget}", fill, partial(forward_all, budget)) for budget in _FORWARD_BUDGETS]
 
 
 def _judge(batch: XdpBatch) -> None:

@@ -32,9 +32,9 @@ class QueueThreads:
     handler : callable, or sequence of callables
         ``handler(batch)`` for every batch, in the thread of the batch's queue; one for all, or one for each queue.
     threads : int, optional
-        How many; queue ``i`` goes to thread ``i % threads``. By default one for each queue: right where frames are
-        sent, and without a GIL. With a GIL, one thread for all does more where frames are only looked at in Python;
-        `docs/forwarding.md` has the figures.
+        How many; queue ``i`` goes to thread ``i % threads``. By default one for each queue. With a GIL, one thread for
+        all does more where frames are only looked at in Python, by more than 500 at a time; `docs/forwarding.md` has
+        the figures.
     cpus : sequence of int, optional
         The CPU that each thread is to stay on; by default the scheduler chooses.
     budget : int
