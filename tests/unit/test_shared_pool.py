@@ -399,6 +399,41 @@ def test_a_starved_queue_gets_its_pages_without_being_asked() -> None:
         queue.pool.close()
 
 
+def test_a_refused_frame_is_counted_once(shared: SharedPool, queue: AttachedQueue) -> None:
+    pool, (consumer,) = shared.pool, shared.consumers
+    ids = np.array(pool.alloc_bulk(2), np.uint32)
+    lengths, offsets = np.array([5000, 60], np.uint32), np.zeros(2, np.uint32)  # the first does not lie in its page
+    assert consumer.xdp_xmit(pool, ids, lengths, offsets) == 0
+    assert shared.stats().rejected == 1
+    assert consumer.xdp_xmit(pool, ids[::-1].copy(), lengths[::-1].copy(), offsets) == 1
+    assert shared.stats().rejected == 2
+    assert consumer.stats().backpressure == 0
+    pool.put_bulk(ids[:1])
+
+
+def test_frames_without_room_are_counted_once() -> None:
+    with SharedPool(pages=512, max_pages=2) as shared, pp.attach(shared.connect()) as queue:
+        assert shared.wait_for_consumers(1, PATIENCE_S)
+        pool, (consumer,) = shared.pool, shared.consumers
+        ids = np.array(pool.alloc_bulk(5), np.uint32)
+        whole, none = np.full(5, 4096, np.uint32), np.zeros(5, np.uint32)
+        assert consumer.xdp_xmit(pool, ids, whole, none) == 2
+        assert consumer.stats().backpressure == 3
+        assert consumer.xdp_xmit(pool, ids[2:], whole[2:], none[2:]) == 0
+        assert consumer.stats().backpressure == 6
+        poll(queue).complete()
+        assert consumer.xdp_xmit(pool, ids[2:], whole[2:], none[2:]) == 2  # it looks at what was given back
+        assert consumer.stats().backpressure == 7
+        pool.put_bulk(ids[4:])
+
+
+def test_one_process_may_be_several_consumers(shared: SharedPool, queue: AttachedQueue) -> None:
+    with pp.attach(shared.connect()):
+        assert shared.wait_for_consumers(2, PATIENCE_S)
+        first, second = shared.stats().consumers
+        assert second == f"{first} #2"
+
+
 def test_frames_of_another_arena_are_refused_and_counted(shared: SharedPool, queue: AttachedQueue) -> None:
     with LoopbackQueue(UdpFlows(flows=1, count=64)) as other:
         for batch in other.poll_forever():
@@ -694,6 +729,8 @@ def test_the_wrong_arena_is_refused(shared: SharedPool) -> None:
 
 
 def test_a_pool_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(ValueError, match="no pools"):
+        SharedPool([])
     with pp.PagePool(zero=True) as private, pytest.raises(ValueError, match="memfd"):
         SharedPool(private)
     growing = pp.PagePool(zero=True, memory=pp.PageAllocator(64 << 20, "memfd"))

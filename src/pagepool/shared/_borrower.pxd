@@ -16,6 +16,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     NOGIL_FRAMES = 128       # from this budget on, other Python threads run meanwhile
     HELD_MAX = 0xFFFF
+    MOST_BELLS = 64          # messages read away at once
 
 # No object among the fields of these two, so the garbage collector neither sees nor clears them: a page gives itself back
 # at its very end, through a borrower that must be whole then, into rings that must be mapped. What they refer to refers to

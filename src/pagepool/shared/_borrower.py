@@ -231,16 +231,19 @@ class Borrower:
         before: uint32_t
         mixed: cython.bint = False
         entry: cython.pointer[shared_desc_t]
+        # All under the lock: a close by another thread takes what is left, and what it took is not ours to count.
+        pp_lock(cython.address(self.lock))
         # Acquire pairs with the release in Link._publish: the descriptors below are whole.
         n = pp_load32_acquire(ring_word(cython.address(self.ring), AT_SENT)) - self.taken_mine
-        if n == 0:
-            return 0
-        if pp_unlikely(n > self.ring.size):
+        if pp_unlikely(n > self.ring.size) and not self.closed:
             self.bad_indexes += 1
+            pp_unlock(cython.address(self.lock))
             return -1
+        if self.closed or n == 0:
+            pp_unlock(cython.address(self.lock))
+            return 0
         if n > budget:
             n = budget
-        pp_lock(cython.address(self.lock))
         before = self.given_mine
         for i in range(n):
             entry = self.ring.sent + ((self.taken_mine + i) & self.ring.mask)
@@ -304,17 +307,21 @@ class Borrower:
     def is_connected(self) -> bool:
         """Read away what woke us; false if the other side has hung up. Never waits."""
         bells: cython.char[64]
-        n: cython.longlong
-        if self.bell_fd < 0:
-            return True
-        while True:
+        n: cython.longlong = 1
+        looks: cython.int
+        connected: cython.bint = True
+        # Under the lock: the last page that goes back may close the descriptor. Not until it is dry: whoever rings
+        # faster than we read would keep us here for ever. What is left wakes us again.
+        pp_lock(cython.address(self.lock))
+        for looks in range(MOST_BELLS):
+            if self.bell_fd < 0:
+                break
             n = recv(self.bell_fd, bells, cython.sizeof(bells), MSG_DONTWAIT)
-            if n == 0:
-                return False
-            if n < 0:
-                if errno == EINTR:
-                    continue
-                return errno == EAGAIN
+            if n == 0 or (n < 0 and errno != EINTR):
+                connected = n < 0 and errno == EAGAIN
+                break
+        pp_unlock(cython.address(self.lock))
+        return connected
 
     # -- giving back ---------------------------------------------------------------------------------------------
 
@@ -353,15 +360,17 @@ class Borrower:
 
     def _give(self, ids, n):
         i: uint32_t
+        id: uint32_t
         done: uint32_t = 0
         if self.abandoned:
             return 0
         pp_lock(cython.address(self.lock))
         for i in range(n):
-            if pp_unlikely(ids[i] >= self.nr_pages or not self.held[ids[i]]):
+            id = pp_load32(ids + i)  # once: the array is the caller's, whose other threads may write to it
+            if pp_unlikely(id >= self.nr_pages or not self.held[id]):
                 self.rejected += 1
                 continue
-            self._give_locked(ids[i])
+            self._give_locked(id)
             done += 1
         if done:
             self._publish_locked()

@@ -6,11 +6,11 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr
 from pagepool._core.arena cimport Arena, pp_page_t
 from pagepool._core.page cimport Page
 from pagepool._core.tiers cimport Tiers
-from pagepool.shared._ring_layout cimport shared_ring_t
+from pagepool.shared._ring_layout cimport shared_frame_t, shared_ring_t
 
 cdef enum:
     MAX_LINKS = 64
-    BURST = 256              # ids that come home at once
+    BURST = 256              # pages that go out or come home under the lock at once
     NOGIL_FRAMES = 128       # from so many on, other Python threads run meanwhile
     RECALL_PAGES = 4096      # pages of the books looked at under the lock at once
 
@@ -23,14 +23,15 @@ cdef class Lender:
     cdef uint16_t *shares                 # borrowers of each page; 0: it is not lent through us
     cdef dict sources                     # pool slot -> pool whose pages were lent
     cdef list links
+    cdef uint32_t changes                 # of that list
     cdef readonly uint64_t rejected       # pages that were not the caller's to lend
 
-    cdef int _targets(self, tuple links, void **targets) except -1
+    cdef int _targets(self, tuple links, void **targets, uint32_t n) except -1
     cdef uint32_t _lend(self, void **links, int nr_links, Tiers pool, const uint32_t *ids, const uint32_t *lengths,
                         const uint32_t *offsets, uint32_t n, uint32_t offset, uint32_t queue,
                         const uint64_t *stamps) noexcept nogil
     cdef uint32_t _mark(self, Tiers pool, const uint32_t *ids, const uint32_t *lengths, const uint32_t *offsets,
-                        uint32_t n, uint32_t offset) noexcept nogil
+                        uint32_t n, uint32_t offset, shared_frame_t *frames) noexcept nogil
     cdef int _go_home(self, uint32_t *ids, uint32_t n) except -1
 
 @cython.final
@@ -42,6 +43,7 @@ cdef class Link:
     cdef uint32_t *since_ms               # when it got it, after `start_ns`
     cdef uint64_t start_ns
     cdef int bell_fd
+    cdef uint32_t state                   # LINK_*, as it was said
     cdef uint32_t sent_mine
     cdef uint32_t reaped_mine
     cdef readonly uint32_t outstanding    # pages with this borrower
@@ -57,8 +59,8 @@ cdef class Link:
     cdef readonly uint64_t bells          # times it was woken
 
     cdef uint32_t _room(self) noexcept nogil
-    cdef void _put(self, const uint32_t *ids, const uint32_t *lengths, const uint32_t *offsets, uint32_t n,
-                   uint32_t offset, uint32_t queue, const uint64_t *stamps, uint64_t now) noexcept nogil
+    cdef void _put(self, const shared_frame_t *frames, uint32_t n, uint32_t queue, const uint64_t *stamps,
+                   uint64_t now) noexcept nogil
     cdef void _refuse(self, uint32_t n) noexcept nogil
     cdef void _publish(self) noexcept nogil
     cdef uint32_t _reap(self, uint32_t *home, uint32_t *looked) noexcept nogil

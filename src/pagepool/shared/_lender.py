@@ -34,7 +34,6 @@ from cython.cimports.pagepool._core.atomic import (
     pp_lock,
     pp_store32,
     pp_store32_release,
-    pp_store64,
     pp_swap32_gil,
     pp_thread_id,
     pp_unlikely,
@@ -64,9 +63,10 @@ from cython.cimports.pagepool.shared._ring_layout import (
     ring_place,
     ring_word,
     shared_desc_t,
+    shared_frame_t,
 )
 
-from pagepool.errors import DeadPageError, ForeignPageError, PagePoolError
+from pagepool.errors import DeadPageError, ForeignPageError, PagePoolError, WrongThreadError
 
 if not cython.compiled:
     raise ImportError("pagepool.shared._lender is compiled: run `make build`, or `pip install .`")
@@ -112,6 +112,15 @@ class Lender:
     def __dealloc__(self):
         free(self.shares)
 
+    def abandon(self) -> None:
+        """In a forked child: the rings and the pages are the parent's, nothing is lent or brought home here."""
+        one: Link
+        self.lock = 0  # a thread of the parent may have held it
+        for one in self.links:
+            one.open = False
+            one.dead = True
+            one.bell_fd = -1
+
     def add_source(self, pool: Tiers) -> None:
         """Make a pool known, so that pages of it can be lent by their ids alone."""
         if pool is None or pool.arena is not self.arena:
@@ -141,6 +150,11 @@ class Lender:
             How many of the first at least one link took; those are the books' until every borrower has given them
             back. The rest is still the caller's. It ends where no link has room, and at a page that is not a whole page
             lent by `pool`, is with a borrower already, or whose frame does not lie in it (counted in `rejected`).
+
+        Notes
+        -----
+        What a link that is short of room has given back is brought home first. The arrays are read once: another thread
+        that writes to them meanwhile can have other pages lent, but none that is not the pool's.
         """
         views: Py_buffer[4]
         targets: cython.p_void[MAX_LINKS]
@@ -149,9 +163,9 @@ class Lender:
         done: uint32_t = 0
         i: cython.int
         offset: uint32_t = 0
+        first: uint32_t
         if pool is not None and pool.arena is not self.arena:
             raise ForeignPageError(f"{pool!r} is not over the arena that is lent")
-        nr: cython.int = self._targets(links, targets)
         if isinstance(offsets, int):
             if not 0 <= offsets <= 0xFFFFFFFF:
                 raise ValueError(f"offset {offsets}")
@@ -181,12 +195,18 @@ class Lender:
                 raise ValueError("ids, lengths, offsets and stamps must be of one length")
             at: cython.pointer[uint32_t] = cython.cast(cython.pointer[uint32_t], views[0].buf)
             if pool is None:
-                if n and at[0] < self.nr_pages:
-                    pool = self.sources.get(pg_slot(pp_load64(cython.address(self.pages[at[0]].word))))
+                if n == 0:
+                    return 0
+                first = pp_load32(at)
+                if first < self.nr_pages:
+                    pool = self.sources.get(pg_slot(pp_load64(cython.address(self.pages[first].word))))
                 if pool is None:
-                    self.rejected += n != 0
+                    pp_lock(cython.address(self.lock))
+                    self.rejected += 1
+                    pp_unlock(cython.address(self.lock))
                     return 0
             self.sources[pool.slot] = pool
+            nr: cython.int = self._targets(links, targets, n)
             long: cython.pointer[uint32_t] = cython.cast(cython.pointer[uint32_t], views[1].buf)
             into: cython.pointer[uint32_t] = cython.cast(cython.pointer[uint32_t], views[2].buf)
             when: cython.pointer[uint64_t] = cython.cast(cython.pointer[uint64_t], views[3].buf)
@@ -197,8 +217,7 @@ class Lender:
                 done = self._lend(targets, nr, pool, at, long, into, n, offset, queue, when)
         finally:
             for i in range(opened):
-                if views[i].buf != cython.NULL:
-                    PyBuffer_Release(cython.address(views[i]))
+                PyBuffer_Release(cython.address(views[i]))
         return done
 
     def lend_page(self, links: tuple, page: Page, length: uint32_t, queue: uint32_t):
@@ -220,10 +239,11 @@ class Lender:
             raise ForeignPageError(f"{page!r} is no whole page of the arena that is lent")
         if length > page.length:
             raise ValueError(f"{length} bytes of a page of {page.length}")
-        nr: cython.int = self._targets(links, targets)
+        nr: cython.int = self._targets(links, targets, 1)
         id: uint32_t = page.id
         offset: uint32_t = page.offset
         word: uint64_t
+        special: uint64_t = PG_PFMEMALLOC | (cython.cast(uint64_t, PG_REF_MAX) << PG_REF_SHIFT)
         at: cython.pointer[uint64_t] = cython.address(self.pages[id].word)
         if page.exports:
             raise PagePoolError(f"page {id} has views; let go of them before it is lent")
@@ -236,16 +256,26 @@ class Lender:
             page.live = 1
             raise PagePoolError(f"page {id} has views or fragments; let go of them before it is lent")
         self.sources[pool.slot] = pool
+        # Before it is lent: it may be home, and somebody else's, as soon as the other side has seen it.
+        self.pages[id].generation += 1  # nobody reaches it through this handle or a copy of its words
         if self._lend(
             targets, nr, pool, cython.address(id), cython.address(length), cython.NULL, 1, offset, queue, cython.NULL
         ):
-            self.pages[id].generation += 1  # nobody reaches it through this handle or a copy of its words
             return True
-        pp_store64(at, word)
+        # The handle's again, unless somebody has put the bare id meanwhile. By exchange: another thread that is just
+        # finding out that the handle was dead has a reference for a moment.
+        while True:
+            word = pp_load64(at)
+            if (word & ~special) != (pool.word_lent & ~special):
+                return False
+            if pp_cas64(at, word, word | PG_HANDLE):
+                break
+        page.generation = self.pages[id].generation
         page.live = 1
         return False
 
-    def _targets(self, links, targets):
+    def _targets(self, links, targets, n):
+        # The links as the loops take them. One that is short of room gets some first, if it has given pages back.
         one: Link
         i: cython.int
         nr: cython.int = cython.cast(cython.int, len(links))
@@ -256,62 +286,87 @@ class Lender:
             if one is None or one.lender is not self:
                 raise ForeignPageError("a link of another lender")
             targets[i] = cython.cast(cython.p_void, one)
+            if one._room() < n:
+                one.reap()
         return nr
 
     def _lend(self, links, nr_links, pool, ids, lengths, offsets, n, offset, queue, stamps):
+        # A burst at a time, so that nobody waits for the lock long, through a copy: between the look at an id and its
+        # use, the caller's array may be written to by another thread.
+        frames: shared_frame_t[BURST]
         room: uint32_t[MAX_LINKS]
-        most: uint32_t = 0
+        done: uint32_t = 0
+        some: uint32_t
+        most: uint32_t
         good: uint32_t
-        taken: uint32_t = 0
         k: uint32_t
         i: cython.int
         at: uint32_t
         now: uint64_t = now_ns()
-        pp_lock(cython.address(self.lock))
-        for i in range(nr_links):
-            room[i] = cython.cast(Link, links[i])._room()
-            if room[i] > most:
-                most = room[i]
-        if most > n:
-            most = n
-        good = self._mark(pool, ids, lengths, offsets, most, offset)
-        for i in range(nr_links):
-            k = good if good < room[i] else room[i]
-            cython.cast(Link, links[i])._put(ids, lengths, offsets, k, offset, queue, stamps, now)
-            if k == room[i]:
-                cython.cast(Link, links[i])._refuse(n - k)
-            if k > taken:
-                taken = k
-        for at in range(good):  # the mark itself goes; what nobody took is the caller's again
-            self.shares[ids[at]] -= 1
-        for i in range(nr_links):
-            cython.cast(Link, links[i])._publish()
-        pp_unlock(cython.address(self.lock))
-        return taken
+        while done < n:
+            some = n - done if n - done < BURST else BURST
+            most = 0
+            pp_lock(cython.address(self.lock))
+            for i in range(nr_links):
+                room[i] = cython.cast(Link, links[i])._room()
+                if room[i] > most:
+                    most = room[i]
+            good = self._mark(
+                pool,
+                ids + done,
+                lengths + done,
+                offsets if offsets == cython.NULL else offsets + done,
+                some if some < most else most,
+                offset,
+                frames,
+            )
+            if good < some:
+                some = n - done  # it ends here, and what has no room is counted
+            for i in range(nr_links):
+                k = good if good < room[i] else room[i]
+                cython.cast(Link, links[i])._put(
+                    frames, k, queue, stamps if stamps == cython.NULL else stamps + done, now
+                )
+                if k == room[i]:
+                    cython.cast(Link, links[i])._refuse(some - k)
+            for at in range(good):  # the mark itself goes
+                self.shares[frames[at].id] -= 1
+            for i in range(nr_links):
+                cython.cast(Link, links[i])._publish()
+            pp_unlock(cython.address(self.lock))
+            done += good
+            if good < some:
+                break
+        return done
 
-    def _mark(self, pool, ids, lengths, offsets, n, offset):
+    def _mark(self, pool, ids, lengths, offsets, n, offset, frames):
         # How many of the first are the caller's to lend; each gets a share, so that one that comes twice is seen.
         i: uint32_t
         id: uint32_t
+        length: uint32_t
         at: uint32_t = offset
         size: uint32_t = pool.object_bytes
         # Tensors and Arrow may look too, by references of their own; PG_SPENT says whether the holder's is there.
         special: uint64_t = PG_PFMEMALLOC | (cython.cast(uint64_t, PG_REF_MAX) << PG_REF_SHIFT)
         lent: uint64_t = pool.word_lent & ~special
         for i in range(n):
-            id = ids[i]
+            id = pp_load32(ids + i)  # each once
+            length = pp_load32(lengths + i)
             if offsets != cython.NULL:
-                at = offsets[i]
+                at = pp_load32(offsets + i)
             if (
                 pp_unlikely(id >= self.nr_pages)
                 or (pp_load64(cython.address(self.pages[id].word)) & ~special) != lent
                 or self.shares[id]
-                or lengths[i] > size
-                or at > size - lengths[i]
+                or length > size
+                or at > size - length
             ):
                 self.rejected += 1
                 return i
             self.shares[id] = 1
+            frames[i].id = id
+            frames[i].length = length
+            frames[i].offset = at
         return n
 
     def _go_home(self, ids, n):
@@ -332,7 +387,10 @@ class Lender:
                 direct = pool.auto_direct and pool.owner == pp_thread_id()
                 try:
                     if direct:
-                        pool.enter_owner()
+                        try:
+                            pool.enter_owner()
+                        except WrongThreadError:
+                            direct = False  # another thread has claimed it since
                     pool.put_ids(ids + first, last - first, -1, direct)
                     if direct:
                         pool.leave_owner()
@@ -368,20 +426,28 @@ class Lender:
         PagePoolError
             Naming the page.
         """
-        known: tuple = tuple(self.links)
+        known: tuple
         held: cython.p_void[MAX_LINKS]
         totals: uint32_t[MAX_LINKS]
-        nr: cython.int = cython.cast(cython.int, min(len(known), MAX_LINKS))
+        nr: cython.int
+        changes: uint32_t
         i: cython.int
         id: uint32_t
         total: uint32_t
         word: uint64_t
         odd: uint32_t = self.nr_pages  # no Python under the lock: what is wrong is said afterwards
         astray: uint32_t = self.nr_pages
-        for i in range(nr):
-            held[i] = cython.cast(cython.p_void, cython.cast(Link, known[i]).held)
-            totals[i] = 0
-        pp_lock(cython.address(self.lock))
+        while True:
+            changes = self.changes
+            known = tuple(self.links)
+            nr = cython.cast(cython.int, min(len(known), MAX_LINKS))
+            for i in range(nr):
+                held[i] = cython.cast(cython.p_void, cython.cast(Link, known[i]).held)
+                totals[i] = 0
+            pp_lock(cython.address(self.lock))
+            if changes == self.changes:
+                break
+            pp_unlock(cython.address(self.lock))  # somebody has come or gone since
         for id in range(self.nr_pages):
             total = 0
             for i in range(nr):
@@ -447,7 +513,10 @@ class Link:
         # Last: whoever polls this memory for a lender finds the rest written. Pairs with the acquire in Borrower.
         pp_store32_release(ring_word(cython.address(self.ring), AT_MAGIC), RING_MAGIC)
         lender.links.append(self)
+        pp_lock(cython.address(lender.lock))
+        lender.changes += 1
         self.open = True
+        pp_unlock(cython.address(lender.lock))
 
     def __dealloc__(self):
         free(self.held)
@@ -458,22 +527,24 @@ class Link:
     def _room(self):
         return self.ring.size - self.outstanding if self.open else 0
 
-    def _put(self, ids, lengths, offsets, n, offset, queue, stamps, now):
+    def _put(self, frames, n, queue, stamps, now):
         # Room was asked for: an entry that is written over was consumed, or its page could not have come back.
         i: uint32_t
+        id: uint32_t
         entry: cython.pointer[shared_desc_t]
         since: uint32_t = cython.cast(uint32_t, (now - self.start_ns) // 1000000)
         shares: cython.pointer[uint16_t] = self.lender.shares
         for i in range(n):
+            id = frames[i].id
             entry = self.ring.sent + ((self.sent_mine + i) & self.ring.mask)
-            entry.id = ids[i]
-            entry.offset = offset if offsets == cython.NULL else offsets[i]
-            entry.length = lengths[i]
+            entry.id = id
+            entry.offset = frames[i].offset
+            entry.length = frames[i].length
             entry.queue = queue
             entry.timestamp_ns = now if stamps == cython.NULL else stamps[i]
-            shares[ids[i]] += 1
-            self.held[ids[i]] = 1
-            self.since_ms[ids[i]] = since
+            shares[id] += 1
+            self.held[id] = 1
+            self.since_ms[id] = since
         self.sent_mine += n
         self.outstanding += n
         self.sent += n
@@ -507,14 +578,20 @@ class Link:
         total: uint32_t = 0
         seen: uint32_t = 0
         k: uint32_t
+        failed: object = None
         while seen < self.ring.size:
             k = self._reap(home, cython.address(looked))
             if k:
-                self.lender._go_home(home, k)
+                try:
+                    self.lender._go_home(home, k)
+                except BaseException as error:
+                    failed = failed or error
                 total += k
             seen += looked
             if looked < BURST:
                 break
+        if failed is not None:
+            raise failed
         return total
 
     def _reap(self, home, looked):
@@ -556,11 +633,16 @@ class Link:
         return k
 
     def stop(self, state: uint32_t) -> None:
-        """Lend nothing more and say so in the ring; what the borrower has it can still give back. Idempotent."""
+        """Lend nothing more and say so in the ring; what the borrower has it can still give back.
+
+        Idempotent, and never less than what was said before: a link that was revoked stays revoked.
+        """
         pp_lock(cython.address(self.lender.lock))
         self.open = False
         self.bell_fd = -1  # whoever owns the socket closes it after this
-        pp_store32_release(ring_word(cython.address(self.ring), AT_STATE), state)
+        if state > self.state:
+            self.state = state
+        pp_store32_release(ring_word(cython.address(self.ring), AT_STATE), self.state)
         pp_unlock(cython.address(self.lender.lock))
 
     def recall(self) -> int:
@@ -589,8 +671,14 @@ class Link:
                     self.lender._go_home(home, k)
             except BaseException as error:
                 failed = failed or error
-        if self in self.lender.links:
+        try:
             self.lender.links.remove(self)
+        except ValueError:
+            pass  # another thread recalls it too
+        else:
+            pp_lock(cython.address(self.lender.lock))
+            self.lender.changes += 1
+            pp_unlock(cython.address(self.lender.lock))
         if failed is not None:
             raise failed
         return before
@@ -649,13 +737,15 @@ class Link:
     def oldest_s(self) -> float:
         """Seconds since it got the page that it has had for longest; 0.0 if it has none."""
         id: uint32_t
-        oldest: uint32_t = 0xFFFFFFFF
+        age: uint32_t
+        oldest: uint32_t = 0
+        # Modulo 2**32 ms: right for what was lent in the last seven weeks, however old the link is.
+        now: uint32_t = cython.cast(uint32_t, (now_ns() - self.start_ns) // 1000000)
         for id in range(self.lender.nr_pages):
-            if self.held[id] and self.since_ms[id] < oldest:
-                oldest = self.since_ms[id]
-        if oldest == 0xFFFFFFFF:
-            return 0.0
-        return max(0.0, (now_ns() - self.start_ns) / 1e9 - oldest / 1e3)
+            age = now - self.since_ms[id]
+            if self.held[id] and age > oldest and age < 0xFFFF0000:  # lent this very moment: younger than `now`
+                oldest = age
+        return oldest / 1e3
 
 
 def _get(values, view, item_bytes):

@@ -40,6 +40,12 @@ ctypedef struct shared_desc_t:
     uint64_t timestamp_ns            # CLOCK_MONOTONIC
     uint64_t spare
 
+# A frame to be lent, in private memory: what was looked at is what is lent.
+ctypedef struct shared_frame_t:
+    uint32_t id
+    uint32_t offset
+    uint32_t length
+
 ctypedef struct shared_ring_t:
     uint8_t *words
     shared_desc_t *sent              # descriptors, lender -> borrower

@@ -27,6 +27,7 @@ __all__ = ["Consumer", "ConsumerState", "ConsumerStats", "SharedHolder"]
 
 _FIRST_PAUSE_S: Final = 50e-6
 _LONGEST_PAUSE_S: Final = 1e-3
+_MOST_BELLS: Final = 64
 
 
 class ConsumerState(StrEnum):
@@ -237,11 +238,13 @@ class Consumer:
         with self._lock:
             if self.state is not ConsumerState.GONE:
                 self.link.stop(CLOSED)
-                self.link.reap()
-                if self.link.outstanding:
-                    self.link.stop(REVOKED)  # said before the first of its pages can be another's
-                self._hang_up()
-                self.settle()
+                try:
+                    self.link.reap()
+                finally:
+                    if self.link.outstanding:
+                        self.link.stop(REVOKED)  # said before the first of its pages can be another's
+                    self._hang_up()
+                    self.settle()
 
     def has_ended(self) -> bool:
         """Whether its process is gone."""
@@ -291,18 +294,22 @@ class Consumer:
         return -1 if self._sock is None else self._sock.fileno()
 
     def drain_bells(self) -> bool:
-        """Read bells away; false if the other side has hung up."""
-        sock = self._sock
-        if sock is None:
+        """Read bells away; false if the other side has hung up.
+
+        Not until there are none: whoever rings faster than they are read would keep the reader for ever.
+        """
+        with self._lock:  # or the descriptor could be closed, and be another's, between two of these lines
+            if self._sock is None:
+                return True
+            try:
+                for _ in range(_MOST_BELLS):
+                    if not self._sock.recv(64, socket.MSG_DONTWAIT):
+                        return False
+            except BlockingIOError:
+                pass
+            except OSError:
+                return False
             return True
-        try:
-            while True:
-                if not sock.recv(64, socket.MSG_DONTWAIT):
-                    return False
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
 
     def holder(self) -> SharedHolder:
         """Say what it has."""

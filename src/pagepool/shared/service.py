@@ -18,6 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from pagepool.errors import PoolClosedError
 from pagepool.shared.consumer import Consumer, ConsumerState
 from pagepool.shared.reception import Visitor
 from pagepool.shared.wire import HandshakeError
@@ -44,6 +45,7 @@ class Service:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._lock = threading.Lock()
+        self._ended = False
         self._visitors: dict[int, Visitor] = {}
         self._by_fd: dict[int, Consumer] = {}
         self._by_pidfd: dict[int, Consumer] = {}
@@ -75,14 +77,22 @@ class Service:
         self._epoll.register(listener.fileno(), select.EPOLLIN)
 
     def add_visitor(self, sock: socket.socket, *, invited: bool) -> None:
-        """Begin a handshake; the socket is owned from now on."""
+        """Begin a handshake; the socket is owned from now on.
+
+        Raises
+        ------
+        PoolClosedError
+            The thread has ended; the socket is still the caller's, as after any exception.
+        """
         with self._lock:
+            if self._ended:
+                raise PoolClosedError(f"{self.shared!r} is closed")
             if not invited and len(self._visitors) >= _MOST_VISITORS:
                 sock.close()
                 return
             visitor = Visitor(self.shared, sock, invited=invited)
-            self._visitors[visitor.fd] = visitor
             self._epoll.register(visitor.fd, select.EPOLLIN)
+            self._visitors[visitor.fd] = visitor
         self.wake()  # for its deadline
 
     def unwatch(self, fd: int) -> None:
@@ -100,9 +110,13 @@ class Service:
         return len(self._visitors)
 
     def abandon(self) -> None:
-        """In a forked child: close the copies of the parent's descriptors; the thread is not here."""
+        """Close every descriptor: in a forked child, where the thread is not, or if it never was started."""
+        self._lock = threading.Lock()  # a thread of the parent may have held it
+        self._ended = True
         self._epoll.close()
-        os.close(self._wake_fd)
+        wake_fd, self._wake_fd = self._wake_fd, -1
+        if wake_fd >= 0:
+            os.close(wake_fd)
         for visitor in self._visitors.values():
             visitor.sock.close()
             if visitor.peer is not None:
@@ -126,8 +140,7 @@ class Service:
             try:
                 busy |= self._speak(fd)
             except Exception:
-                # A device that refused a page, say: the pages have found their place, the user hears of it.
-                sys.excepthook(*sys.exc_info())
+                _tell_the_user()
         self._look_for_returns()
         self._send_late_visitors_away()
         if busy:
@@ -170,10 +183,10 @@ class Service:
             sock, _ = self.listener.accept()
         except OSError:
             return
-        if self.shared.closing:
+        try:
+            self.add_visitor(sock, invited=False)  # told "closed" in the same turn, if so it is
+        except OSError:
             sock.close()
-        else:
-            self.add_visitor(sock, invited=False)
 
     def _hear(self, visitor: Visitor) -> None:
         try:
@@ -189,8 +202,12 @@ class Service:
             del self._visitors[visitor.fd]
             self._by_fd[consumer.fd] = consumer
         pidfd = consumer.peer.pidfd
+        try:
+            self._epoll.register(pidfd, select.EPOLLIN)
+        except OSError:
+            consumer.hung_up()  # its end would not be seen
+            raise
         self._by_pidfd[pidfd] = consumer
-        self._epoll.register(pidfd, select.EPOLLIN)
         self.shared.welcome(consumer)
 
     def _send_away(self, visitor: Visitor, why: str) -> None:
@@ -213,7 +230,7 @@ class Service:
                 if consumer.state is ConsumerState.GONE or (not consumer.link.reap() and consumer.link.arm()):
                     self._unarmed.discard(consumer)
             except Exception:
-                sys.excepthook(*sys.exc_info())
+                _tell_the_user()
         for consumer in [one for one in self._by_pidfd.values() if one.state is ConsumerState.GONE]:
             self._drop(consumer)
 
@@ -227,6 +244,8 @@ class Service:
         self._unarmed.discard(consumer)
 
     def _end(self) -> None:
+        with self._lock:
+            self._ended = True
         self._send_late_visitors_away()
         listener, self.listener = self.listener, None
         if listener is not None:
@@ -235,3 +254,11 @@ class Service:
         with self._lock:
             os.close(self._wake_fd)
             self._wake_fd = -1
+
+
+def _tell_the_user() -> None:
+    """Report an exception: a device refused a page, say. The pages have found their place, and the thread goes on."""
+    try:
+        sys.excepthook(*sys.exc_info())
+    except Exception:  # the user's own hook
+        pass

@@ -30,7 +30,7 @@ from pagepool._core.params import PAGE_SIZE, SLAB_SIZE
 from pagepool.errors import PageLeakWarning, PoolClosedError
 from pagepool.memory import MemoryKind, PageAllocator
 from pagepool.shared._lender import LEAST_SLOTS, MOST_SLOTS, Lender, Link
-from pagepool.shared.consumer import Consumer, ConsumerState, SharedHolder
+from pagepool.shared.consumer import Consumer, ConsumerState, ConsumerStats, SharedHolder
 from pagepool.shared.peer import Peer
 from pagepool.shared.service import Service
 from pagepool.shared.shared_stats import SharedStats
@@ -110,14 +110,15 @@ class SharedPool:
         if max_pages & (max_pages - 1) or not LEAST_SLOTS <= max_pages <= MOST_SLOTS:
             raise ValueError(f"max_pages {max_pages}: a power of two from {LEAST_SLOTS} to {MOST_SLOTS}")
         self._own_allocator: PageAllocator | None = None
+        service: Service | None = None
         pools = (self._make_pool(pages),) if pool is None else (pool,) if isinstance(pool, PagePool) else tuple(pool)
         try:
+            _check_shareable(pools)
+            _check_alone(pools)
             self.pool: Any = pools[0]
             self.pools = pools
             self.allocator: PageAllocator = self.pool.memory
             self.order = int(self.pool.params.order)
-            _check_shareable(pools)
-            _check_alone(pools)
             self.allocator.freeze(writers=writable)
             self.arena_inode = _inode_of(self.allocator)
             self.arena_id = secrets.token_bytes(16)
@@ -135,10 +136,12 @@ class SharedPool:
             self._foreign = self._refused = self._attached = self._lost = 0
             self._last_refusal = ""
             self._path: Path | None = None
-            self.service = Service(self)
+            self.service = service = Service(self)
             if path is not None:
                 self._listen(Path(path), mode)
         except BaseException:
+            if service is not None:
+                service.abandon()
             if self._own_allocator is not None:
                 pools[0].close()
                 self._own_allocator.close()
@@ -234,8 +237,7 @@ class SharedPool:
         if np.ndim(lengths) == 0:
             lengths = np.full(len(ids), lengths, np.uint32)
         lengths = np.ascontiguousarray(lengths, np.uint32)
-        if np.ndim(offsets):
-            offsets = np.ascontiguousarray(offsets, np.uint32)
+        offsets = np.ascontiguousarray(offsets, np.uint32) if np.ndim(offsets) else int(offsets)
         if timestamps_ns is not None:
             timestamps_ns = np.ascontiguousarray(timestamps_ns, np.uint64)
         return self.lender.lend(links, None, ids, lengths, offsets, queue, timestamps_ns)
@@ -245,16 +247,10 @@ class SharedPool:
     ) -> int:
         """Lend frames of a queue; those of another arena are refused and counted."""
         if self.closing or source.arena is not self.lender.arena:
-            self._foreign += len(ids)
+            with self._lock:
+                self._foreign += len(ids)
             return 0
-        queue = self._queues.get(id(source), 0)
-        done = self.lender.lend(links, source, ids, lengths, offsets, queue, None)
-        if done < len(ids):  # perhaps only because nobody has looked lately
-            for link in links:
-                link.reap()
-            if done == 0:
-                done = self.lender.lend(links, source, ids, lengths, offsets, queue, None)
-        return done
+        return self.lender.lend(links, source, ids, lengths, offsets, self._queues.get(id(source), 0), None)
 
     def xdp_xmit(self, source: FramePool, ids: U32Array, lengths: U32Array, offsets: U32Array) -> int:
         """Lend frames to every consumer: ``batch.redirect(shared)``; see `pagepool.xdp.XdpDriver.xdp_xmit`."""
@@ -291,7 +287,7 @@ class SharedPool:
             ),
             rejected=self.lender.rejected,
             foreign=self._foreign,
-            consumers={str(consumer.peer): consumer.stats() for consumer in self.consumers},
+            consumers=_by_name(self.consumers),
         )
 
     def check(self) -> None:
@@ -334,20 +330,18 @@ class SharedPool:
         everybody = self.consumers
         for consumer in everybody:
             consumer.begin_close()
-        deadline = time.monotonic() + timeout
-        while any(consumer.link.outstanding for consumer in everybody) and time.monotonic() < deadline:
-            if not sum(consumer.link.reap() for consumer in everybody):
-                time.sleep(0.001)
-        for consumer in everybody:
-            consumer.hung_up()
-        self.service.wake()
-        left = self.holders()
-        if not left:
-            self.service.join(5.0)
-        _open.discard(self)
-        if self._own_allocator is not None:
-            self.pool.close()
-            self._own_allocator.close()
+        try:
+            _wait_for_pages(everybody, timeout)
+        finally:
+            _hang_up_on(everybody)
+            self.service.wake()
+            left = self.holders()
+            if not left:
+                self.service.join(5.0)
+            _open.discard(self)
+            if self._own_allocator is not None:
+                self.pool.close()
+                self._own_allocator.close()
         return left
 
     def __enter__(self) -> SharedPool:
@@ -436,13 +430,49 @@ class SharedPool:
     def _abandon(self) -> None:
         self.closing = True
         self._own_allocator = None
+        self._lock = threading.Condition()  # a thread of the parent may have held it
+        self.lender.abandon()
         self.service.abandon()
         for consumer in self.consumers:
             consumer.abandon()
         self.consumers, self._links = (), ()
 
 
+def _by_name(consumers: tuple[Consumer, ...]) -> dict[str, ConsumerStats]:
+    """Figures of each; one process may be several consumers, which are numbered then."""
+    found: dict[str, ConsumerStats] = {}
+    for consumer in consumers:
+        name = known = str(consumer.peer)
+        count = 1
+        while known in found:
+            count += 1
+            known = f"{name} #{count}"
+        found[known] = consumer.stats()
+    return found
+
+
+def _wait_for_pages(consumers: tuple[Consumer, ...], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(consumer.link.outstanding for consumer in consumers) and time.monotonic() < deadline:
+        if not sum(consumer.link.reap() for consumer in consumers):
+            time.sleep(0.001)
+
+
+def _hang_up_on(consumers: tuple[Consumer, ...]) -> None:
+    """Whatever a device raises when pages come home, none of them is forgotten."""
+    failed: BaseException | None = None
+    for consumer in consumers:
+        try:
+            consumer.hung_up()
+        except BaseException as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
 def _check_shareable(pools: tuple[Any, ...]) -> None:
+    if not pools:
+        raise ValueError("no pools to share")
     arena = pools[0].arena
     for pool in pools:
         if pool.arena is not arena:
