@@ -29,6 +29,8 @@ from shared_doubles import (
     FakeLender,
     Stranger,
     eventually,
+    line_of,
+    process,
 )
 
 import pagepool as pp
@@ -131,6 +133,57 @@ def test_it_rings_and_rings() -> None:
             assert shared.wait_for_consumers(2, PATIENCE_S)  # others are served
         stranger.give(*ids)
         eventually(lambda: shared.pool.lent == 0)
+
+
+def test_several_ring_faster_than_anybody_reads() -> None:
+    """The others are served all the same."""
+    flood = """
+        from pagepool.shared.wire import Hello, Ready, check_accepted, receive_welcome
+        sock.send(Hello(False).pack())
+        welcome, *fds = receive_welcome(sock)
+        sock.send(Ready(welcome.arena_id, welcome.arena_inode).pack())
+        check_accepted(sock.recv(512))
+        for _ in range(3):
+            if os.fork() == 0:
+                while True:
+                    sock.send(b"x")
+        print("ready", flush=True)
+        time.sleep(100)
+    """
+    with SharedPool(pages=512, max_pages=64) as shared, process(shared, flood) as child:
+        assert line_of(child) == "ready"
+        for _ in range(3):
+            with pp.attach(shared.connect(), timeout=PATIENCE_S) as queue:
+                assert shared.wait_for_consumers(2, PATIENCE_S)
+                ids = np.array(shared.pool.alloc_bulk(10), np.uint32)
+                assert shared.consumers[1].send(ids) == 10
+                next(queue.poll_forever(timeout=PATIENCE_S)).complete()
+                eventually(lambda: shared.pool.lent == 0)
+            eventually(lambda: len(shared.consumers) == 1)
+        shared.consumers[0].revoke()
+
+
+def test_what_was_revoked_stays_revoked() -> None:
+    with lent_to_a_stranger() as (shared, stranger, _):
+        link = shared.consumers[0].link
+        link.stop(2)
+        link.stop(1)
+        assert stranger.word(128) == 2
+
+
+def test_a_process_may_call_itself_what_it_likes() -> None:
+    rude = r"""
+        open("/proc/self/comm", "wb").write(b"\x1b[2J\n\xff")
+        import pagepool
+        queue = pagepool.attach(sock)
+        print("ready", flush=True)
+        time.sleep(100)
+    """
+    with SharedPool(pages=512, max_pages=64) as shared, process(shared, rude) as child:
+        assert line_of(child) == "ready"
+        (name,) = shared.stats().consumers
+        assert name.startswith("?[2J?\ufffd (pid ")
+        assert name.isprintable()
 
 
 def test_it_does_not_read_its_bells() -> None:
@@ -368,7 +421,9 @@ LIES: dict[str, tuple[Callable[[Welcome], Welcome | bytes], str]] = {
     "inode": (lambda w: Welcome(False, w.arena_id, w.arena_bytes, 1, w.rings_bytes, w.slots, 0), "another file"),
     "slots": (lambda w: Welcome(False, w.arena_id, w.arena_bytes, w.arena_inode, w.rings_bytes, 15, 0), "power of two"),
     "more slots": (lambda w: Welcome(False, w.arena_id, w.arena_bytes, w.arena_inode, 4096, 32, 0), "32 entries"),
-    "all slots": (lambda w: Welcome(False, w.arena_id, w.arena_bytes, w.arena_inode, 4096, 1 << 31, 0), "entries"),
+    "all slots": (lambda w: Welcome(False, w.arena_id, w.arena_bytes, w.arena_inode, 4096, 1 << 31, 0), "power of two"),
+    "no slots": (lambda w: Welcome(False, w.arena_id, w.arena_bytes, w.arena_inode, 4096, 0, 0), "power of two"),
+    "less than a page": (lambda w: Welcome(False, w.arena_id, 4096, w.arena_inode, w.rings_bytes, 16, 5), "cannot be"),
     "for writing": (lambda w: Welcome(True, w.arena_id, w.arena_bytes, w.arena_inode, w.rings_bytes, 16, 0), "writing"),
 }
 
@@ -380,11 +435,33 @@ def test_a_welcome_that_cannot_be(lie: str) -> None:
         arena, rings = memory_file(ARENA_BYTES), memory_file(RINGS_BYTES)
         ring_words(rings)
         try:
-            with pytest.raises((HandshakeError, DeviceError, ValueError), match=why):
+            with pytest.raises((HandshakeError, DeviceError), match=why):
                 attach_to(lambda lender: lender.welcome(change(good_welcome(arena)), [arena, rings]))
         finally:
             os.close(arena)
             os.close(rings)
+
+
+def test_a_file_of_holes_is_not_filled() -> None:
+    """It may say that it is as large as all memory; to read a hole allocates it."""
+    arena, rings = os.memfd_create("holes", os.MFD_ALLOW_SEALING), memory_file(RINGS_BYTES)
+    os.ftruncate(arena, 1 << 30)
+    fcntl.fcntl(arena, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    ring_words(rings)
+
+    def answer(lender: FakeLender) -> None:
+        inode = os.fstat(arena).st_ino
+        lender.welcome(Welcome(False, bytes(16), 1 << 30, inode, RINGS_BYTES, SLOTS, 0), [arena, rings])
+        Ready.unpack(lender.sock.recv(512))
+        lender.sock.send(ACCEPTED)
+
+    try:
+        with attach_to(answer) as queue:
+            assert queue.pool.arena.size_bytes == 1 << 30
+            assert os.fstat(arena).st_blocks == 0
+    finally:
+        os.close(arena)
+        os.close(rings)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 8])

@@ -12,7 +12,7 @@ import socket
 from typing import Final
 
 from pagepool.shared._borrower import SharedRingError
-from pagepool.shared._lender import MOST_SLOTS, size_of_rings
+from pagepool.shared._lender import size_of_rings
 from pagepool.shared.attached_queue import AttachedQueue
 from pagepool.shared.mapping import FileMapping
 from pagepool.shared.wire import MESSAGE_BYTES, HandshakeError, Hello, Ready, Welcome, check_accepted, receive_welcome
@@ -110,15 +110,23 @@ def _say(sock: socket.socket, message: bytes) -> None:
         pass  # its reason may wait to be read
 
 
+def _bytes_of_rings(slots: int) -> int:
+    try:
+        return size_of_rings(slots)
+    except ValueError as error:
+        raise HandshakeError(f"the other side offers rings that cannot be: {error}") from None
+
+
 def _check(welcome: Welcome, arena_fd: int, writable: bool, arena_id: bytes | None) -> None:
     """Raise `HandshakeError` where what was offered is not what was asked for, or cannot be."""
     if arena_id is not None and welcome.arena_id != arena_id:
         raise HandshakeError("the other side offers another arena")
     if welcome.writable and not writable:
         raise HandshakeError("the other side offers memory for writing that was not asked for")
-    if welcome.order > 9 or not 0 < welcome.arena_bytes <= _MAX_ARENA_BYTES or welcome.arena_bytes & 0xFFF:
+    least_bytes = 4096 << min(welcome.order, 9)
+    if welcome.order > 9 or not least_bytes <= welcome.arena_bytes <= _MAX_ARENA_BYTES or welcome.arena_bytes & 0xFFF:
         raise HandshakeError(f"an arena of {welcome.arena_bytes} bytes and order {welcome.order} cannot be")
-    if welcome.slots > MOST_SLOTS or size_of_rings(welcome.slots) != welcome.rings_bytes:
+    if _bytes_of_rings(welcome.slots) != welcome.rings_bytes:
         raise HandshakeError(f"rings of {welcome.slots} entries do not have {welcome.rings_bytes} bytes")
     if os.fstat(arena_fd).st_ino != welcome.arena_inode:
         raise HandshakeError("the descriptor that came is of another file than the arena")

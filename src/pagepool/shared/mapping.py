@@ -70,13 +70,13 @@ class FileMapping:
     def __init__(self, fd: int, size_bytes: int, *, writable: bool) -> None:
         try:
             seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-            real_bytes = os.fstat(fd).st_size
+            status = os.fstat(fd)
         except OSError as error:
             raise DeviceError(error.errno or 0, "map", "shared memory", "it is no memory file") from None
         if not seals & fcntl.F_SEAL_SHRINK:
             raise DeviceError(errno.EPERM, "map", "shared memory", "it is not sealed: it could be cut off under us")
-        if real_bytes != size_bytes or size_bytes <= 0:
-            raise DeviceError(errno.EINVAL, "map", "shared memory", f"it has {real_bytes} bytes, not {size_bytes}")
+        if status.st_size != size_bytes or size_bytes <= 0:
+            raise DeviceError(errno.EINVAL, "map", "shared memory", f"it has {status.st_size} bytes, not {size_bytes}")
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         try:
             self.base_vaddr = _libc.mmap(0, size_bytes, prot, _libc.MAP_SHARED, fd)
@@ -86,9 +86,15 @@ class FileMapping:
         self.range = MappedRange(self.base_vaddr, size_bytes)
         self.size_bytes = size_bytes
         self.is_read_only = not writable
+        self._is_whole = status.st_blocks * 512 >= size_bytes
 
     def populate(self) -> None:
-        """Have the kernel enter all pages now, not at the first touch; where it cannot, they come one by one."""
+        """Have the kernel enter all pages now, not at the first touch; where it cannot, they come one by one.
+
+        Not where the file has holes: to read one allocates it, and whoever sent the file may have made it huge.
+        """
+        if not self._is_whole:
+            return
         try:
             _libc.madvise(self.base_vaddr, self.size_bytes, _MADV_POPULATE_READ)
         except OSError:

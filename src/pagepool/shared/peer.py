@@ -150,6 +150,7 @@ def _peer(credentials: tuple[int, int, int] | None, pidfd: int) -> Peer | None:
 
 def _name_of(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+        name = Path(f"/proc/{pid}/comm").read_bytes()[:-1].decode(errors="replace")
+        return "".join(c if c.isprintable() else "?" for c in name)  # it may be any bytes, and ends up on terminals
     except OSError:
         return "?"
