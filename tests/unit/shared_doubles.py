@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pagepool import SharedPool
-from pagepool.shared import Consumer
+from pagepool import Page, SharedPool
+from pagepool.shared import AttachedQueue, Consumer, SharedBatch
 from pagepool.shared._lender import size_of_rings
 from pagepool.shared.wire import Hello, Ready, Welcome, check_accepted, receive_welcome
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0  # only of a test that fails; processes start slowly on a busy machine
 
 # Where the words of the rings are: what a hostile process would know from reading the source.
 AT_SENT, AT_TAKEN, AT_GIVEN = 256, 384, 640
@@ -68,6 +68,23 @@ def the_consumer(shared: SharedPool) -> Consumer:
     """Wait for one consumer, and return it."""
     assert shared.wait_for_consumers(1, PATIENCE_S), shared.stats()
     return shared.consumers[0]
+
+
+def fill(shared: SharedPool, *texts: bytes) -> list[Page]:
+    """Return a page for each text, which begins with it."""
+    pages = []
+    for text in texts:
+        page = shared.pool.alloc_pages()
+        page[: len(text)] = text
+        pages.append(page)
+    return pages
+
+
+def poll(queue: AttachedQueue, budget: int = 64) -> SharedBatch:
+    """Wait for the next batch, and return it."""
+    for batch in queue.poll_forever(budget, timeout=PATIENCE_S):
+        return batch
+    raise AssertionError("nothing came")
 
 
 class Stranger:
@@ -163,7 +180,9 @@ __all__ = [
     "FakeLender",
     "Stranger",
     "eventually",
+    "fill",
     "line_of",
+    "poll",
     "process",
     "size_of_rings",
     "the_consumer",
