@@ -112,7 +112,8 @@ import pagepool, pagepool._core.loops
 assert not sys._is_gil_enabled(), "importing pagepool turned the GIL on"
 '
 test $# -gt 0 || set -- tests/unit/test_core_*.py tests/unit/test_kernel_examples.py tests/unit/test_queue_threads.py \
-    tests/unit/test_bridge.py tests/unit/test_napi_poll_list.py tests/unit/test_shared_pool.py \
+    tests/unit/test_bridge.py tests/unit/test_napi_poll_list.py tests/unit/test_xdp_gather.py \
+    tests/unit/test_xdp_batch.py tests/unit/test_xdp_headers.py tests/unit/test_shared_pool.py \
     tests/unit/test_shared_model.py \
     tests/unit/test_arrow_batch.py tests/unit/test_arrow_headers.py tests/unit/test_arrow_stream.py
 exec "$venv/bin/python" -m pytest -q -p no:cacheprovider --require=free_threading "$@"
