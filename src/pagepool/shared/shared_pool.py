@@ -12,9 +12,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import stat
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -26,20 +24,22 @@ import numpy as np
 
 from pagepool._core.page import Page
 from pagepool._core.page_pool import PagePool
-from pagepool._core.params import PAGE_SIZE, SLAB_SIZE
+from pagepool._core.params import PAGE_SIZE
 from pagepool.errors import PageLeakWarning, PoolClosedError
-from pagepool.memory import MemoryKind, PageAllocator
+from pagepool.memory import PageAllocator
 from pagepool.shared._lender import LEAST_SLOTS, MOST_SLOTS, Lender, Link
-from pagepool.shared.consumer import Consumer, ConsumerState, ConsumerStats, SharedHolder
+from pagepool.shared.consumer import Consumer, ConsumerState, SharedHolder
+from pagepool.shared.door import open_door
+from pagepool.shared.everybody import figures_by_name, hang_up_on, wait_for_pages
 from pagepool.shared.peer import Peer
 from pagepool.shared.service import Service
+from pagepool.shared.shareable import check_shareable, inode_of, make_shareable
 from pagepool.shared.shared_stats import SharedStats
 from pagepool.shared.wire import HandshakeError, Hello
 from pagepool.xdp.driver import FramePool, U32Array
 
 __all__ = ["SharedPool"]
 
-_BACKLOG: Final = 16
 _ANY: Final = bytes(16)
 
 _open: weakref.WeakSet[SharedPool] = weakref.WeakSet()
@@ -111,16 +111,17 @@ class SharedPool:
             raise ValueError(f"max_pages {max_pages}: a power of two from {LEAST_SLOTS} to {MOST_SLOTS}")
         self._own_allocator: PageAllocator | None = None
         service: Service | None = None
-        pools = (self._make_pool(pages),) if pool is None else (pool,) if isinstance(pool, PagePool) else tuple(pool)
+        pools = (make_shareable(pages),) if pool is None else (pool,) if isinstance(pool, PagePool) else tuple(pool)
         try:
-            _check_shareable(pools)
-            _check_alone(pools)
+            if pool is None:
+                self._own_allocator = pools[0].memory
+            check_shareable(pools)
             self.pool: Any = pools[0]
             self.pools = pools
             self.allocator: PageAllocator = self.pool.memory
             self.order = int(self.pool.params.order)
             self.allocator.freeze(writers=writable)
-            self.arena_inode = _inode_of(self.allocator)
+            self.arena_inode = inode_of(self.allocator)
             self.arena_id = secrets.token_bytes(16)
             self.max_pages = max_pages
             self.writable = writable
@@ -138,7 +139,8 @@ class SharedPool:
             self._path: Path | None = None
             self.service = service = Service(self)
             if path is not None:
-                self._listen(Path(path), mode)
+                service.listen(open_door(Path(path), mode))
+                self._path = Path(path)
         except BaseException:
             if service is not None:
                 service.abandon()
@@ -287,7 +289,7 @@ class SharedPool:
             ),
             rejected=self.lender.rejected,
             foreign=self._foreign,
-            consumers=_by_name(self.consumers),
+            consumers=figures_by_name(self.consumers),
         )
 
     def check(self) -> None:
@@ -331,9 +333,9 @@ class SharedPool:
         for consumer in everybody:
             consumer.begin_close()
         try:
-            _wait_for_pages(everybody, timeout)
+            wait_for_pages(everybody, timeout)
         finally:
-            _hang_up_on(everybody)
+            hang_up_on(everybody)
             self.service.wake()
             left = self.holders()
             if not left:
@@ -401,28 +403,6 @@ class SharedPool:
 
     # -- the rest ------------------------------------------------------------------------------------------------
 
-    def _make_pool(self, pages: int) -> PagePool:
-        if pages < 1:
-            raise ValueError(f"pages {pages}: at least 1")
-        size_bytes = -(-pages * PAGE_SIZE // SLAB_SIZE) * SLAB_SIZE
-        self._own_allocator = PageAllocator(size_bytes, MemoryKind.MEMFD, commit=True)
-        ring = 1 << (size_bytes // PAGE_SIZE - 1).bit_length()
-        return PagePool(memory=self._own_allocator, zero=True, pool_size=ring)
-
-    def _listen(self, path: Path, mode: int) -> None:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            _remove_dead_socket(path)
-            listener.bind(str(path))
-            self._path = path
-            path.chmod(mode)  # before anybody can connect
-            listener.listen(_BACKLOG)
-            listener.setblocking(False)
-        except BaseException:
-            listener.close()
-            raise
-        self.service.listen(listener)
-
     def _must_be_open(self) -> None:
         if self.closing:
             raise PoolClosedError(f"{self!r} is closed")
@@ -436,89 +416,6 @@ class SharedPool:
         for consumer in self.consumers:
             consumer.abandon()
         self.consumers, self._links = (), ()
-
-
-def _by_name(consumers: tuple[Consumer, ...]) -> dict[str, ConsumerStats]:
-    """Figures of each; one process may be several consumers, which are numbered then."""
-    found: dict[str, ConsumerStats] = {}
-    for consumer in consumers:
-        name = known = str(consumer.peer)
-        count = 1
-        while known in found:
-            count += 1
-            known = f"{name} #{count}"
-        found[known] = consumer.stats()
-    return found
-
-
-def _wait_for_pages(consumers: tuple[Consumer, ...], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while any(consumer.link.outstanding for consumer in consumers) and time.monotonic() < deadline:
-        if not sum(consumer.link.reap() for consumer in consumers):
-            time.sleep(0.001)
-
-
-def _hang_up_on(consumers: tuple[Consumer, ...]) -> None:
-    """Whatever a device raises when pages come home, none of them is forgotten."""
-    failed: BaseException | None = None
-    for consumer in consumers:
-        try:
-            consumer.hung_up()
-        except BaseException as error:
-            failed = failed or error
-    if failed is not None:
-        raise failed
-
-
-def _check_shareable(pools: tuple[Any, ...]) -> None:
-    if not pools:
-        raise ValueError("no pools to share")
-    arena = pools[0].arena
-    for pool in pools:
-        if pool.arena is not arena:
-            raise ValueError(
-                f"{pool!r} is over another arena than {pools[0]!r}; share each with a SharedPool of its own"
-            )
-        if pool.closed:
-            raise PoolClosedError(f"{pool!r} is closed")
-        if pool.params.order != pools[0].params.order:
-            raise ValueError(f"{pool!r} has pages of another order than {pools[0]!r}")
-        if not pool.params.zero:
-            raise ValueError(f"{pool!r} does not clear pages that come in; make it with zero=True")
-    if not isinstance(pools[0].memory, PageAllocator):
-        raise ValueError(f"{pools[0].memory!r} is no PageAllocator")
-    if pools[0].memory.fd is None:
-        raise ValueError(f"{pools[0].memory!r} is private to this process; make the pool with memory of kind 'memfd'")
-
-
-def _check_alone(pools: tuple[Any, ...]) -> None:
-    arena = pools[0].arena
-    if arena.pools_made != len(pools):
-        raise ValueError(
-            f"{arena.pools_made} pools were made over this memory and {len(pools)} are shared: data of others may lie "
-            "in it; use a PageAllocator of its own"
-        )
-
-
-def _inode_of(allocator: PageAllocator) -> int:
-    fd = allocator.dup_fd(writable=False)
-    try:
-        return os.fstat(fd).st_ino
-    finally:
-        os.close(fd)
-
-
-def _remove_dead_socket(path: Path) -> None:
-    """Remove a socket that nobody listens to any more; leave everything else for bind(2) to refuse."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-            probe.connect(str(path))
-    except ConnectionRefusedError:
-        path.unlink(missing_ok=True)
-    except OSError:
-        pass
 
 
 def _abandon_after_fork() -> None:
