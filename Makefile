@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SOURCES := $(shell find src -name '*.pxd' -o -name '*.h') $(shell find src/pagepool -path '*/_core/*.py' -o -name '_[a-z]*.py') \
 	CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint bench test-vm test-ft build clean
+.PHONY: demo test lint bench test-vm test-python test-ft build clean
 
 demo: build             ## receive for SECONDS into recycled pages and show the pool at work
 	@$(BIN)/pagepool rx --seconds $(SECONDS)
@@ -31,8 +31,12 @@ bench: build $(VENV)/.libraries  ## the benchmarks, with their tables; BENCH="--
 test-vm: build          ## devices that need a machine of their own, in QEMU; see tests/vm/README.md
 	PYTHON=$(abspath $(BIN)/python) tests/vm/test-vm.sh $(ARGS)
 
-test-ft: build          ## the core and its threads on an interpreter without a GIL, built once from Debian's source
-	PYTHON=$(abspath $(BIN)/python) $(if $(filter true,$(CI)),REQUIRE_FT=1) tests/free_threaded.sh $(ARGS)
+# Everything on another Python, built once from a distribution's source where this machine has it not.
+PYTHON_VERSION ?= 3.14t
+test-python: build      ## PYTHON_VERSION=3.12: 3.11 to 3.14, 3.13t and 3.14t (t: without a GIL)
+	PYTHON=$(abspath $(BIN)/python) tests/on_python.sh $(PYTHON_VERSION) $(ARGS) || test "$$?$(CI)" = 77
+
+test-ft: test-python    ## the same without a GIL
 
 build: $(VENV)/.built
 

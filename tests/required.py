@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from pathlib import Path
 
 _CAP_NET_ADMIN, _CAP_NET_RAW, _CAP_SYS_ADMIN = 12, 13, 21
@@ -16,7 +17,11 @@ _CAP_NET_ADMIN, _CAP_NET_RAW, _CAP_SYS_ADMIN = 12, 13, 21
 
 def required() -> list[str]:
     """Return the needs that this kind of machine fulfils."""
-    needs = ["compiled_core", "pyarrow", "polars", "duckdb"]  # libraries that `make test` installs
+    needs = ["compiled_core", "pyarrow"]  # libraries that `make test` installs
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        needs.append("free_threading")
+    else:
+        needs += ["polars", "duckdb"]  # wheels of the stable ABI, which a build without a GIL cannot load
     if os.geteuid() == 0:
         needs.append("root")
     capabilities = _capabilities()

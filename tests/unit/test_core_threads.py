@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One owner and many who give back, at once; the owner's bulk loops run without the GIL meanwhile.
 
-The same tests are worth running on an interpreter with a GIL and on one without (``tests/free_threaded.sh``).
+The same tests are worth running on an interpreter with a GIL and on one without (``make test-ft``).
 """
 
 from __future__ import annotations
