@@ -15,6 +15,7 @@ import pytest
 
 from pagepool import PagePool
 from pagepool.drivers.loopback import LoopbackNic, LoopbackQueue, UdpFlows
+from pagepool.drivers.loopback.sources import FrameBlock
 from pagepool.drivers.queue_group import QueueGroup
 from pagepool.drivers.queue_threads import QueueThreads, run_queues
 from pagepool.errors import PoolBusyError, WrongThreadError
@@ -34,6 +35,24 @@ def drop(batch: XdpBatch) -> None:
     batch.drop()
 
 
+class Flows:
+    """Generated flows that end when each of so many queues had a batch: no thread can take all before another runs."""
+
+    def __init__(self, queues: int) -> None:
+        self.queues = queues
+        self.seen: set[int] = set()
+        self.frames = 0
+        self._flows = UdpFlows(64)
+
+    def take(self, n: int) -> FrameBlock | None:
+        if self.frames >= FRAMES and (len(self.seen) == self.queues or self.frames > 1000 * FRAMES):
+            return None
+        block = self._flows.take(n)
+        assert block is not None
+        self.frames += len(block.lengths)
+        return block
+
+
 def settled(*pools: PagePool) -> None:
     for pool in pools:
         pool.check()
@@ -49,13 +68,15 @@ def test_each_queue_is_polled_by_one_thread_of_its_own() -> None:
         assert queue.pool.is_owner
         seen.setdefault((queue.name, queue.queue), set()).add(threading.get_ident())
         taken[queue.queue] += len(batch)
+        flows.seen.add(queue.queue)
         batch.drop()
 
-    with LoopbackNic(2, UdpFlows(64, count=FRAMES)) as nic:
+    flows = Flows(2)
+    with LoopbackNic(2, flows) as nic:
         queues = [nic.queue(0), nic.queue(1)]
         frames = run_queues(queues, handler)  # ends by itself: the source does
         lost = sum(queue.stats().rx_dropped for queue in queues)
-        assert frames == sum(taken.values()) == FRAMES - lost
+        assert frames == sum(taken.values()) == flows.frames - lost
         assert all(taken.values())
         first, second = seen.values()
         assert len(first) == len(second) == 1
@@ -232,12 +253,14 @@ def test_fewer_threads_share_the_queues_between_them(threads: int) -> None:
     def handler(batch: XdpBatch) -> None:
         assert batch.driver.pool.is_owner
         seen.setdefault(threading.get_ident(), set()).add(batch.driver.queue)
+        flows.seen.add(batch.driver.queue)
         batch.drop()
 
-    with LoopbackNic(3, UdpFlows(64, count=FRAMES)) as nic:
+    flows = Flows(3)
+    with LoopbackNic(3, flows) as nic:
         queues = [nic.queue(index) for index in range(3)]
         frames = run_queues(queues, handler, threads=threads)  # ends by itself
-        assert frames == FRAMES - sum(queue.stats().rx_dropped for queue in queues)
+        assert frames == flows.frames - sum(queue.stats().rx_dropped for queue in queues)
         groups = [set(range(3)[number::threads]) for number in range(threads)]
         assert sorted(map(sorted, seen.values())) == sorted(map(sorted, groups))
         pools = [queue.pool for queue in queues]
@@ -286,9 +309,15 @@ def test_a_number_of_threads_that_makes_no_sense(nic: LoopbackNic) -> None:
 
 def test_redirect_between_threads_moves_ids_and_pages_come_home() -> None:
     """Every frame of queue 0 leaves by queue 1's ring, whose thread polls too; the pages are queue 0's again."""
-    with LoopbackNic(2, UdpFlows(64, count=FRAMES)) as nic:
+    flows = Flows(1)  # only queue 0's count
+
+    def redirect(batch: XdpBatch) -> None:
+        flows.seen.add(0)
+        batch.redirect(target)
+
+    with LoopbackNic(2, flows) as nic:
         source, target = queues = [nic.queue(0), nic.queue(1)]
-        run_queues(queues, [lambda batch: batch.redirect(target), drop])
+        run_queues(queues, [redirect, drop])
         stats = source.xdp_stats
         assert stats.redirect == stats.rx_frames > 0
         assert target.stats().tx_frames == stats.redirect - stats.redirect_dropped

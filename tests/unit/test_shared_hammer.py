@@ -2,7 +2,7 @@
 """Hostile processes write noise over every word that they can reach, at full speed, while honest ones work.
 
 A second here; ``HAMMER_S=600 pytest tests/unit/test_shared_hammer.py`` for as long as one likes, and on an interpreter
-without a GIL by ``FT_PYTHON=... HAMMER_S=60 tests/free_threaded.sh tests/unit/test_shared_hammer.py``.
+without a GIL by ``HAMMER_S=60 tests/on_python.sh 3.14t tests/unit/test_shared_hammer.py``.
 """
 
 from __future__ import annotations
