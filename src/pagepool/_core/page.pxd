@@ -50,7 +50,6 @@ cdef class Page:
     cdef char *_at(self, Py_ssize_t index) except NULL
     cdef char *_byte(self, object key) except NULL
     cdef int _take_reference(self) except -1
-    cdef int _end_export(self) except -1
     cdef int _must_live(self) except -1
     cdef bint _mine(self) noexcept
 

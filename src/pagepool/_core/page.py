@@ -82,25 +82,18 @@ class Page:
     def __getbuffer__(self, buffer: cython.pointer[Py_buffer], flags: cython.int):
         if home_of(self).is_watched:
             home_of(self).cpu_looks(self, 0, self.length)
+        # First, for it may refuse, and there is no release of what was refused.
+        PyBuffer_FillInfo(buffer, self, self._at(0), self.length, self.readonly, flags)
         with cython.critical_section(self):  # `detach` counts both
             self._take_reference()
             self.exports += 1
-        try:
-            PyBuffer_FillInfo(buffer, self, self._at(0), self.length, self.readonly, flags)
-        except BaseException:  # refused: there will be no release of it
-            self._end_export()
-            raise
 
     def __releasebuffer__(self, buffer: cython.pointer[Py_buffer]):
-        self._end_export()
-
-    def _end_export(self):
         kind: uint32_t
         with cython.critical_section(self):
             self.exports -= 1
             kind = self.kind
         home_of(self).export_ended(self, kind)
-        return 0
 
     def _take_reference(self):
         # One more reference of the kind this handle holds, taken only while it holds one: another thread may be
