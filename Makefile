@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SOURCES := $(shell find src -name '*.pxd' -o -name '*.h') $(shell find src/pagepool -path '*/_core/*.py' -o -name '_[a-z]*.py') \
 	CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint bench test-vm test-python test-ft build clean
+.PHONY: demo test lint bench test-vm test-python test-ft test-asan build clean
 
 demo: build             ## receive for SECONDS into recycled pages and show the pool at work
 	@$(BIN)/pagepool rx --seconds $(SECONDS)
@@ -37,6 +37,9 @@ test-python: build      ## PYTHON_VERSION=3.12: 3.11 to 3.14, 3.13t and 3.14t (t
 	PYTHON=$(abspath $(BIN)/python) tests/on_python.sh $(PYTHON_VERSION) $(ARGS) || test "$$?$(CI)" = 77
 
 test-ft: test-python    ## the same without a GIL
+
+test-asan: build        ## the core, the rings and Arrow built for AddressSanitizer and, where cheap, UBSan; SANITIZE=...
+	PYTHON=$(abspath $(BIN)/python) tests/sanitized.sh $(ARGS)
 
 build: $(VENV)/.built
 

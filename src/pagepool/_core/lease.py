@@ -121,7 +121,7 @@ class Lease:
                 self.strided = False
         self.shape[0] = self.length if self.flat else self._n
         self.shape[1] = 1 if self.flat else self.length
-        self.strides[0] = 1 if self.flat else (step << 12) if self._n > 1 else self.length
+        self.strides[0] = 1 if self.flat else step * 4096 if self._n > 1 else self.length
         self.strides[1] = 1
         return 0
 
