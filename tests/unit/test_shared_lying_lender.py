@@ -27,10 +27,10 @@ from shared_doubles import (
 import pagepool as pp
 from pagepool._core.mapped_range import MappedRange
 from pagepool.errors import DeviceError
-from pagepool.shared import AttachedQueue, HandshakeError, SharedRingError
+from pagepool.shared import AttachedQueue, HandshakeError, SharedPool, SharedRingError
 from pagepool.shared._borrower import Borrower
 from pagepool.shared._lender import size_of_rings
-from pagepool.shared.mapping import make_rings_file
+from pagepool.shared.mapping import FileMapping, make_rings_file
 from pagepool.shared.wire import ACCEPTED, Ready, Welcome
 
 ARENA_BYTES = 2 << 20
@@ -354,3 +354,26 @@ def test_no_rings_where_there_is_no_memory() -> None:
     with pytest.raises(SharedRingError):
         Borrower(4096, 4096, 0, False, 0, 0)
     assert MappedRange(0, 0).size_bytes == 0
+
+
+def test_a_lender_that_rings_faster_than_anybody_reads(shared: SharedPool) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link_rings = FileMapping(fd := make_rings_file(size_of_rings(SLOTS)), size_of_rings(SLOTS), writable=True)
+    ring_words(fd)
+    arena = shared.pool.arena
+    borrower = Borrower(
+        arena.base_vaddr,
+        arena.size_bytes,
+        0,
+        False,
+        link_rings.base_vaddr,
+        link_rings.size_bytes,
+        os.dup(ours.fileno()),
+        link_rings.range,
+    )
+    with ours, theirs:
+        for _ in range(150):
+            theirs.send(b"x")
+        assert borrower.is_connected()
+        assert ours.recv(64, socket.MSG_DONTWAIT) == b"x"
+    os.close(fd)
