@@ -7,10 +7,11 @@ Source: ELF (System V ABI, chapters 4 and 5); Documentation/bpf/llvm_reloc.rst.
 from __future__ import annotations
 
 import struct
+from socket import htons
 
 from pagepool.drivers.af_xdp.assembler import Assembler, Helper, R, Size
 
-__all__ = ["counting_program", "object_file"]
+__all__ = ["counting_program", "object_file", "port_program"]
 
 _XDP_PASS = 2
 _XSKMAP, _ARRAY = 17, 2
@@ -101,3 +102,26 @@ def counting_program(**options: object) -> bytes:
     asm.exit()
     maps = {"xsks_map": (_XSKMAP, 4, 4, 4), "hits": (_ARRAY, 4, 8, 1)}
     return object_file(asm.code(), maps, {hits: "hits", xsks: "xsks_map"}, **options)  # type: ignore[arg-type]
+
+
+def port_program(port: int) -> bytes:
+    """Return a program that redirects UDP over plain IPv4 to a port by ``xsks_map``, and passes all else."""
+    asm = Assembler()
+    asm.load(R.R2, R.R1, 0, Size.U32)  # data
+    asm.load(R.R3, R.R1, 4, Size.U32)  # data_end
+    asm.alu(R.R4, "=", R.R2)
+    asm.alu(R.R4, "+=", 42)
+    asm.jump_if(R.R4, ">", R.R3, "pass")
+    for size, at, value in ((Size.U16, 12, htons(0x0800)), (Size.U8, 23, 17), (Size.U16, 36, htons(port))):
+        asm.load(R.R5, R.R2, at, size)
+        asm.jump_if(R.R5, "!=", value, "pass")
+    asm.load(R.R2, R.R1, 16, Size.U32)
+    xsks = len(asm)
+    asm.load_u64(R.R1, 0)
+    asm.alu(R.R3, "=", _XDP_PASS)
+    asm.call(Helper.REDIRECT_MAP)
+    asm.exit()
+    asm.label("pass")
+    asm.alu(R.R0, "=", _XDP_PASS)
+    asm.exit()
+    return object_file(asm.code(), {"xsks_map": (_XSKMAP, 4, 4, 4)}, {xsks: "xsks_map"})
