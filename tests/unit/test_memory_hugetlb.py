@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,18 @@ def test_the_fourth_slab_is_something_else_and_says_so(three_huge_pages: int) ->
     assert allocator.got.total() == 4
     assert allocator.describe().startswith("2 MiB huge pages (3 of 4 slabs), rest ")
     assert kernel_page_kib(allocator.base_vaddr + 3 * SLAB_SIZE) == 4
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_hugetlb
+def test_a_memory_file_that_is_committed_is_huge_as_a_whole_or_not_at_all(three_huge_pages: int) -> None:
+    with closing(PageAllocator(3 * SLAB_SIZE, "memfd_hugetlb", commit=True)) as fits:
+        assert fits.got == {MemoryKind.MEMFD_HUGETLB: 3}
+    with closing(PageAllocator(4 * SLAB_SIZE, "memfd_hugetlb", commit=True)) as larger:
+        assert larger.got == {MemoryKind.MEMFD: 4}
+        assert huge_pages.nr_free_hugepages() == 3
+        assert larger.fd is not None
+        assert os.fstat(larger.fd).st_size == 4 * SLAB_SIZE
 
 
 @pytest.mark.needs_root

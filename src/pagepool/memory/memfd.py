@@ -91,6 +91,17 @@ class MemoryFile:
         """Length of the file, up to the end of the highest slab there ever was."""
         return os.fstat(self.fd).st_size
 
+    def reserve(self, size_bytes: int) -> None:
+        """Have the kernel put huge pages by for the file: what it maps of these bytes later cannot be refused.
+
+        Raises
+        ------
+        OSError
+            ENOMEM: so many are not free; the file is as it was.
+        """
+        # The promise is the file's, and outlives the mapping that asked for it.
+        _libc.munmap(_libc.mmap(0, size_bytes, _libc.PROT_READ_WRITE, _libc.MAP_SHARED, self.fd), size_bytes)
+
     def map_slab(self, vaddr: int, index: int) -> None:
         """Map slab `index` of the file over the hole at `vaddr`, growing the file to hold it."""
         flags = _libc.MAP_SHARED | _libc.MAP_FIXED

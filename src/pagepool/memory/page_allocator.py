@@ -104,7 +104,7 @@ class PageAllocator:
         self.kind = MemoryKind(kind)
         self.nid = numa.check_node(nid)
         self._reservation, self.arena = _reserve(size_bytes)
-        source = SlabSource(self._reservation, self.kind, fallback=fallback, prefault=prefault)
+        source = SlabSource(self._reservation, self.kind, fallback=fallback, prefault=prefault, whole=commit)
         self._slabs = SlabTable(source)
         self._fixed = commit
         self._inherited = False  # shared memory in a forked child: it is the parent's to grow and to punch

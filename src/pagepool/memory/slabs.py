@@ -91,13 +91,18 @@ class SlabSource:
     prefault : bool
         Populate each slab when it is committed. Slabs out of the huge page pool always are: their first touch
         could be a SIGBUS.
+    whole : bool
+        All slabs will be committed: a file of huge pages is one only if there are enough for all of it.
 
     Notes
     -----
     Context: any thread; the caller serialises (`PageAllocator` does, with its lock).
     """
 
-    def __init__(self, reservation: Reservation, kind: MemoryKind, *, fallback: bool, prefault: bool) -> None:
+    def __init__(
+        self, reservation: Reservation, kind: MemoryKind, *, fallback: bool, prefault: bool, whole: bool = False
+    ) -> None:
+        self.whole = whole
         self.reservation = reservation
         self.kind = kind
         self.fallback = fallback
@@ -180,7 +185,14 @@ class SlabSource:
             self.file.close()
             self.file = None
         if self.file is None:
-            self.file = MemoryFile(huge=kind.is_hugetlb)
+            made = MemoryFile(huge=kind.is_hugetlb)
+            if self.whole and made.huge:
+                try:
+                    made.reserve(self.reservation.size_bytes)
+                except OSError:
+                    made.close()
+                    raise
+            self.file = made
         return self.file
 
     def _span(self) -> tuple[int, int]:
