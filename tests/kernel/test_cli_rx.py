@@ -206,7 +206,8 @@ def test_queue_that_does_not_exist(veth: VethPair) -> None:
 def test_busy_queue(veth: VethPair) -> None:
     with AfXdpQueue("near", 0):
         before = xdp_program(veth.near)
-        assert_refused(rx("near"), "near", "EBUSY", "stop the other program")
+        refused = rx("near")
+        assert_refused(refused, "near has an XDP program already (EBUSY): stop the other program")
         assert xdp_program(veth.near) == before != 0
 
 

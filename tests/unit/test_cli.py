@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,8 @@ def test_help_without_arguments() -> None:
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("rx", "probe", "kernel-pools"))
     assert run("rx", "--help").returncode == 0
+    assert run("rx", "--help").stdout.startswith("Usage: pagepool rx [OPTIONS] [IFACE]...\n")
+    assert run("--version").stdout == f"pagepool {version('pagepool')}\n"
 
 
 def test_probe_names_every_probe_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:

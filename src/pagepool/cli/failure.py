@@ -60,7 +60,12 @@ def explain(error: OSError, ifname: str, queue: int) -> CannotError:
     elif error.errno in (errno.EPERM, errno.EACCES):
         advice = "run it as root, or without IFACE to see it on the loopback NIC"
     elif error.errno in (errno.EBUSY, errno.EEXIST):
-        advice = f"stop the other program (ip link show {ifname} names its XDP program), or take another --queue"
+        name = errno.errorcode[error.errno]
+        if getattr(error, "call", "").startswith("attach"):
+            what, who = f"{ifname} has an XDP program already", f"ip link show {ifname} names it"
+        else:
+            what, who = f"{ifname} queue {queue} is another socket's", "ss --xdp -p names it"
+        return CannotError(f"{what} ({name}): stop the other program ({who})")
     elif error.errno == errno.EINVAL:
         queues = nr_rx_queues(ifname)
         if queue >= queues:

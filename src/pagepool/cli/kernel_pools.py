@@ -23,7 +23,7 @@ _UNCOUNTED = "this kernel counts no more than that (CONFIG_PAGE_POOL_STATS is of
 def kernel_pools_command(
     json: Annotated[bool, typer.Option("--json", help="A JSON object a pool, with all eleven counters.")] = False,
 ) -> None:
-    """List the kernel's own page pools: their memory, and their counters where the kernel has them."""
+    """List the kernel's own page pools, with their counters."""
     found = kernel_pools()
     if json:
         for pool in found:

@@ -37,7 +37,7 @@ _WORDS = {
 def probe_command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Only these; exit status 1 if one is a no.", show_default=False),
+        typer.Argument(metavar="NAME", help="Only these; exit status 1 if one is a no.", show_default=False),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:

@@ -30,7 +30,7 @@ __all__ = ["rx_command"]
 def rx_command(
     ifname: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[IFACE]...", help="Interfaces; without one, see above.", show_default=False),
+        typer.Argument(metavar="IFACE", help="Interfaces; without one, see above.", show_default=False),
     ] = None,
     queue: Annotated[
         list[int] | None,
