@@ -21,6 +21,7 @@ from pagepool.cli.failure import failure_line
 from pagepool.cli.interruption import Interruption
 from pagepool.cli.main import main
 from pagepool.cli.per_queue import Filters, parse_filters, parse_rules
+from pagepool.cli.probe import _WORDS as PROBE_WORDS
 from pagepool.drivers.capture import read_capture
 
 COMMAND = [sys.executable, "-W", "error", "-m", "pagepool.cli"]
@@ -320,6 +321,7 @@ def test_probe_names_every_probe_with_its_reason(capsys: pytest.CaptureFixture[s
     assert main(["probe"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in probe.PROBES)
+    assert all(PROBE_WORDS[name] in out for name in probe.PROBES)
     assert main(["probe", "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)["probes"]
     assert answers.keys() == probe.PROBES.keys()

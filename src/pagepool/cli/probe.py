@@ -31,6 +31,11 @@ _WORDS = {
     "memlock": "memory for devices",
     "vfio": "PCI devices by VFIO",
     "iommufd": "VFIO without containers",
+    "torch": "frames as torch tensors",
+    "cupy": "frames for CuPy",
+    "pyarrow": "rx --write FILE.parquet",
+    "polars": "frames for Polars",
+    "duckdb": "rx --sql",
 }
 
 
