@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from core_doubles import mapping, memory
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pagepool import Page, PagePool
 from pagepool.dma import (
     Counting,
     DmaCall,
@@ -17,6 +21,7 @@ from pagepool.dma import (
     DmaDevice,
     DmaDir,
     DmaEvent,
+    DmaLayer,
     DmaOp,
     FaultInjector,
     FaultRule,
@@ -265,3 +270,22 @@ def test_a_rule_counts_from_one(field: str) -> None:
 def test_an_unknown_call_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="remap"):
         FaultInjector(HostDevice()).fail("remap")
+
+
+@pytest.mark.parametrize("make", [Counting, Tracer, FaultInjector])
+def test_a_page_that_dies_inside_a_hook_is_unmapped_there(make: Callable[[HostDevice], DmaLayer]) -> None:
+    """As a collection may have it, or a reference that another thread let go of."""
+    layer = make(HostDevice(granularity=MapGranularity.PAGE))
+    pool = PagePool(memory=memory(), pool_size=1, **mapping(layer))
+    pages = [pool.alloc_pages() for _ in range(3)]
+    held = pool.inflight
+    thread = threading.Thread(target=die_in_the_lock, args=(layer, pages), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), "it waits for itself"
+    assert pool.inflight == held - 2  # one is in the ring
+
+
+def die_in_the_lock(layer: Any, pages: list[Page]) -> None:
+    with layer._lock:
+        pages.clear()

@@ -57,7 +57,7 @@ class Bounce(DmaLayer):
 
     def __init__(self, inner: DmaDevice) -> None:
         super().__init__(inner)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see DmaLayer: a page may die in here
         self._slots: dict[int, _Slot] = {}
         self._starts: list[int] = []
 

@@ -68,7 +68,7 @@ class Counting(DmaLayer):
 
     def __init__(self, inner: DmaDevice) -> None:
         super().__init__(inner)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see DmaLayer: a page may die in here
         self._calls = dict.fromkeys(DmaOp, 0)
         self._bytes = dict.fromkeys(DmaOp, 0)
         self._failures = 0

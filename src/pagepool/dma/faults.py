@@ -86,7 +86,7 @@ class FaultInjector(DmaLayer):
 
     def __init__(self, inner: DmaDevice, *rules: FaultRule) -> None:
         super().__init__(inner)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see DmaLayer: a page may die in here
         self._armed = [_Armed(rule) for rule in rules]
         self._injected = 0
 

@@ -25,7 +25,8 @@ class DmaLayer:
     Notes
     -----
     Context: as for any device, calls may come from several threads at once, so the hooks must lock what they
-    keep.
+    keep; with an ``RLock``, for the last reference to a page may go anywhere (a collection, or without a GIL a
+    reference that another thread let go of), inside a hook too, and then the page is unmapped there and then.
     """
 
     def __init__(self, inner: DmaDevice) -> None:

@@ -15,7 +15,7 @@ from pagepool.dma.layer import unwrap
 
 __all__ = ["arena_at", "forget_stand_in", "note_stand_in", "object_pages", "pools_of"]
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a page may die in here
 _stand_ins: dict[int, tuple[int, int]] = {}  # vaddr of the stand-in -> (its length in bytes, vaddr of the pages)
 
 

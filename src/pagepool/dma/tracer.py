@@ -64,7 +64,7 @@ class Tracer(DmaLayer):
             raise ValueError(f"max_events {max_events} is less than 1")
         super().__init__(inner)
         self.callback = callback
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see DmaLayer: a page may die in here
         self._events: deque[DmaEvent] = deque(maxlen=max_events)
         self._seq = 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections import deque
 from typing import Self
 
 from pagepool._core.params import DmaDir
@@ -45,7 +46,10 @@ class IoMappings:
         self.space = space
         self.iovas = IovaSpace(())
         self.mapped: dict[int, int] = {}
-        self._lock = threading.Lock()
+        # A page may die, and be unmapped, in a thread that is inside `iovas` at that moment: its iova waits until then.
+        self._lock = threading.RLock()
+        self._searching = False
+        self._unmapped: deque[tuple[int, int]] = deque()
         self._users = 1
 
     def join(self) -> Self:
@@ -76,22 +80,26 @@ class IoMappings:
         granule_bytes = max(info.page_sizes & -info.page_sizes, 4096)
         iovas = IovaSpace(info.ranges or _WHOLE, granule_bytes, address_bits)
         with self._lock:
-            for iova, size_bytes in self.mapped.items():
+            self._settle()
+            for iova, size_bytes in list(self.mapped.items()):
                 iovas.reserve(iova, size_bytes)
             self.iovas = iovas
 
     def map(self, vaddr: int, size_bytes: int, dma_dir: DmaDir) -> int:
         """Map at a free iova and return it."""
         with self._lock:
-            iova = self.iovas.alloc(size_bytes)
+            self._settle()
+            self._searching = True
+            try:
+                iova = self.iovas.alloc(size_bytes)
+            finally:
+                self._searching = False
             self.mapped[iova] = size_bytes
         readable, writable = dma_dir is not DmaDir.FROM_DEVICE, dma_dir is not DmaDir.TO_DEVICE
         try:
             self.space.map(vaddr, iova, size_bytes, readable=readable, writable=writable)
         except BaseException:
-            with self._lock:
-                del self.mapped[iova]
-                self.iovas.free(iova, size_bytes)
+            self._give_back(iova, size_bytes)
             raise
         return iova
 
@@ -107,6 +115,19 @@ class IoMappings:
             what = "a mapping is undone whole and once, with the dma_addr and size it was made with"
             raise DeviceError(errno.EINVAL, "unmap", f"dma_addr {iova:#x}, {size_bytes} bytes", what)
         self.space.unmap(iova, size_bytes)
+        self._give_back(iova, size_bytes)
+
+    def _give_back(self, iova: int, size_bytes: int) -> None:
         with self._lock:
             del self.mapped[iova]
-            self.iovas.free(iova, size_bytes)
+            self._unmapped.append((iova, size_bytes))
+            if not self._searching:
+                self._settle()
+
+    def _settle(self) -> None:
+        self._searching = True
+        try:
+            while self._unmapped:
+                self.iovas.free(*self._unmapped.popleft())
+        finally:
+            self._searching = False
