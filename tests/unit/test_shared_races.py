@@ -47,15 +47,16 @@ def over_and_over(*works: Callable[[], object]) -> Iterator[None]:
 
 
 SCRIBBLER = """
-import mmap, numpy as np
+import mmap, os, numpy as np
+parent = os.getppid()
 array = np.frombuffer(mmap.mmap(int(sys.argv[1]), 4 * int(sys.argv[2])), np.uint32)
 values = np.array(sys.argv[3].split(","), np.uint32)
 rows = [np.random.default_rng(seed).permutation(values)[: len(array)] for seed in range(4)]
 bad = [np.full(len(array), page_id, np.uint32) for page_id in (0xFFFFFFFF, 1 << 30)]
 array[:] = rows[0]
 print("ready", flush=True)
-while True:
-    for row in (*rows, *rows, bad[0], *rows, *rows, bad[1]):
+while os.getppid() == parent:  # not for ever, should nobody be left to kill it
+    for row in (*rows, *rows, bad[0], *rows, *rows, bad[1]) * 100:
         array[:] = row
 """
 
