@@ -57,11 +57,10 @@ def test_several_threads_send(shared: SharedPool) -> None:
         for thread in threads:
             thread.start()
         total = np.zeros(4, int)
-        for batch in queue.poll_forever(timeout=PATIENCE_S):
-            total += np.bincount(batch.queues, minlength=4)
-            batch.complete()
-            if not any(thread.is_alive() for thread in threads) and not queue.stats().backlog:
-                break
+        while any(thread.is_alive() for thread in threads) or queue.stats().backlog:
+            for batch in queue.poll_forever(timeout=0.1):
+                total += np.bincount(batch.queues, minlength=4)
+                batch.complete()
         for thread in threads:
             thread.join()
         assert (total >= 2000).all()
