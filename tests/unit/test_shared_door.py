@@ -61,12 +61,13 @@ def test_a_consumer_may_speak_before_it_is_asked_who_it_is(tmp_path: Path, monke
 
 def test_a_path_that_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "pool.sock"
+    gc.collect()  # what earlier tests left to a collection must not go meanwhile
     with SharedPool(pages=512, path=path):
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(OSError, match="in use"):
             SharedPool(pages=512, path=path)
         gc.collect()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
     assert not path.exists()
     path.write_text("a file")
     with pytest.raises(OSError, match="in use"):

@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ import numpy as np
 from pagepool._core.page import Page
 from pagepool._core.page_pool import PagePool
 from pagepool._core.params import PAGE_SIZE
-from pagepool.errors import PageLeakWarning, PoolClosedError
+from pagepool.errors import PageLeakWarning, PoolBusyError, PoolClosedError
 from pagepool.memory import PageAllocator
 from pagepool.shared._lender import LEAST_SLOTS, MOST_SLOTS, Lender, Link
 from pagepool.shared.consumer import Consumer, ConsumerState, SharedHolder
@@ -41,6 +42,7 @@ from pagepool.xdp.driver import FramePool, U32Array
 __all__ = ["SharedPool"]
 
 _ANY: Final = bytes(16)
+_BUSY_S: Final = 1.0
 
 _open: weakref.WeakSet[SharedPool] = weakref.WeakSet()
 
@@ -342,9 +344,20 @@ class SharedPool:
                 self.service.join(5.0)
             _open.discard(self)
             if self._own_allocator is not None:
-                self.pool.close()
+                self._close_pool()
                 self._own_allocator.close()
         return left
+
+    def _close_pool(self) -> None:
+        deadline = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self.pool.close()
+                return
+            except PoolBusyError:  # its owner, on another thread, is about to find out
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
 
     def __enter__(self) -> SharedPool:
         return self
