@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from dlpack_consumer import IS_COPIED, READ_ONLY, Taken
 from shared_doubles import PATIENCE_S, eventually, the_consumer
 from xdp_doubles import RecordingQueue
 
-import pagepool as pp
 from pagepool import SharedPool
 from pagepool.errors import DeadPageError
 from pagepool.integrations.arrow import to_arrow
@@ -26,20 +24,6 @@ class Interface:
 
     def __init__(self, interface: dict[str, Any]) -> None:
         self.__array_interface__ = interface
-
-
-@pytest.fixture
-def shared() -> Iterator[SharedPool]:
-    with SharedPool(pages=512) as shared:
-        yield shared
-        shared.check()
-
-
-@pytest.fixture
-def queue(shared: SharedPool) -> Iterator[AttachedQueue]:
-    with pp.attach(shared.connect()) as queue:
-        the_consumer(shared)
-        yield queue
 
 
 @pytest.mark.parametrize("first", ["consumer", "tensors"])

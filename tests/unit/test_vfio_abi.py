@@ -223,6 +223,30 @@ class FakeSpace:
         self.calls.append(("close",))
 
 
+def test_a_page_that_dies_while_iovas_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is unmapped there and then; its iova is given back when the search is over."""
+    mappings = IoMappings(FakeSpace())
+    mappings.learn_ranges(64)
+    free = mappings.iovas.free_bytes
+    first = mappings.map(0x7000_0000, 4096, DmaDir.FROM_DEVICE)
+    alloc, seen = mappings.iovas.alloc, []
+
+    def search(size_bytes: int) -> int:
+        before = mappings.iovas.free_bytes
+        mappings.unmap(first, 4096)
+        seen.append((first in mappings.mapped, mappings.iovas.free_bytes - before))
+        return alloc(size_bytes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mappings.iovas, "alloc", search)
+        second = mappings.map(0x7000_1000, 4096, DmaDir.FROM_DEVICE)
+    assert seen == [(False, 0)]
+    assert second != first
+    mappings.unmap(second, 4096)
+    assert mappings.iovas.free_bytes == free
+    mappings.leave()
+
+
 def test_mappings_keep_books() -> None:
     space = FakeSpace()
     mappings = IoMappings(space)
