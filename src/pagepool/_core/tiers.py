@@ -12,7 +12,9 @@ Who may do what:
 
 Invariant (`check` proves it): hold = cached + ringed + lent + released. An id in the cache or in the ring counts only
 while the page's word says so: where two threads return one page in the same instant, which is a bug of theirs, the
-word settles on one of the two places and the other entry is passed over. So no page is ever handed out twice.
+word settles on one of the two places and the other entry is passed over. So no page is ever handed out twice. One such
+moment is not covered: one of the two is the owner, in a run of plain pages, and the other finds the ring full, so that
+the page leaves the pool under the owner's store.
 """
 
 import cython

@@ -108,8 +108,8 @@ class XskRings:
 
         Notes
         -----
-        Context: the owner. From a budget of 128 on, other threads run meanwhile (no GIL); below, it keeps the
-        GIL: taking it back may wait for a whole switch interval of another thread. At most one system call,
+        Context: the owner. From a budget of 2048 on, other threads run meanwhile (no GIL); below, it keeps the
+        GIL: to let go of it wakes a thread that waits, as a rule in vain. At most one system call,
         and only where the kernel asks for it or `busy_poll` does.
         """
         view: Py_buffer
